@@ -1,0 +1,174 @@
+"""An artifact: a folder that holds one drafter and everything needed to trust it.
+
+    <name>/recipe.yaml     the source, byte for byte
+           resolved.yaml   what ran: overrides applied, the target's revision
+           model/          plain Hugging Face folder with the target's tokenizer
+           stages/*.json   what each stage reported
+           manifest.json   written last and atomically: its existence means complete; sha256 of all the former
+           evals/*.json    each with the digest of the manifest it measured
+           README.md       the card, always regenerated
+
+Opening checks that the folder is complete; `verify` reads every byte. Nothing here knows how a
+drafter is made or measured.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from factory.errors import ArtifactError
+from factory.files import write_atomically
+from factory.provenance import sha256_file, sha256_text
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SCHEMA_VERSION = 1
+
+
+class Artifact:
+    """One complete artifact folder."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Artifact:
+        """The artifact in a folder. Raises ArtifactError naming what is missing."""
+        folder = Path(folder)
+        path = folder / "manifest.json"
+        if not folder.is_dir():
+            raise ArtifactError(f"{folder}: no such folder; `factory ls` lists artifacts")
+        if not path.is_file():
+            raise ArtifactError(f"{folder}: no manifest.json, so not a finished artifact; run its `factory build` again")
+        try:
+            manifest = json.loads(path.read_text())
+        except ValueError as error:
+            raise ArtifactError(f"{path}: damaged ({error}); run its `factory build` again") from error
+        if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
+            raise ArtifactError(f"{path}: not a manifest of version {SCHEMA_VERSION}; build it again with this version")
+        return cls(folder, manifest)
+
+    @property
+    def name(self) -> str:
+        """The drafter's name."""
+        return str(self.manifest["name"])
+
+    @property
+    def model_folder(self) -> Path:
+        """The Hugging Face folder."""
+        return self.folder / "model"
+
+    def verify(self) -> None:
+        """Compare every file with the manifest. Raises ArtifactError naming all that differ."""
+        faults = []
+        for relative, digest in self.manifest["files"].items():
+            path = self.folder / relative
+            if not path.is_file():
+                faults.append(f"{path}: missing")
+            elif sha256_file(path) != digest:
+                faults.append(f"{path}: damaged (its sha256 is not the manifest's)")
+        if faults:
+            raise ArtifactError("\n".join([*faults, f"remove {self.folder} and run its `factory build` again"]))
+
+    def load_model(self, dtype: torch.dtype, device: str) -> PreTrainedModel:
+        """The drafter."""
+        from factory.models import load_model
+
+        return load_model(self.model_folder, dtype=dtype, device=device)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The target's tokenizer, as saved with the drafter."""
+        from factory.models import load_tokenizer
+
+        return load_tokenizer(self.model_folder)
+
+    def load_target(self, override: str | None, dtype: torch.dtype, device: str) -> PreTrainedModel:
+        """The target it was made from. Raises ArtifactError where the weights are not the same."""
+        from factory.models import load_model, locate, weights_identity
+
+        made_from = self.manifest["target"]
+        source = override or made_from["path"] or made_from["model"]
+        if override is None and made_from["path"] and not Path(made_from["path"]).is_dir():
+            raise ArtifactError(f"{self.folder}: its target {made_from['path']} is gone; name it with --target")
+        located = locate(source, None if override else made_from["revision"])
+        if weights_identity(located.folder, self.folder.parent / ".cache" / "identity.json") != made_from["identity"]:
+            raise ArtifactError(
+                f"{self.folder}: made from {made_from['model']}, but the weights in {located.folder} are not the same; "
+                "name the right target with --target, or build the drafter again"
+            )
+        return load_model(located.folder, dtype=dtype, device=device)
+
+    def evals(self) -> list[dict[str, Any]]:
+        """Every evaluation of this very manifest, oldest first."""
+        files = sorted((self.folder / "evals").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        found = [json.loads(path.read_text()) for path in files]
+        return [result for result in found if result.get("manifest_sha256") == self.manifest_digest()]
+
+    def manifest_digest(self) -> str:
+        """sha256 of manifest.json: pins all that an evaluation measured."""
+        return sha256_file(self.folder / "manifest.json")
+
+    def write_eval(self, results: dict[str, Any]) -> Path:
+        """Keep an evaluation under its own digest, and draw the card again."""
+        record = {"manifest_sha256": self.manifest_digest(), **results}
+        text = json.dumps(record, indent=1, sort_keys=True)
+        path = self.folder / "evals" / f"{sha256_text(text)[:12]}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, text)
+        self.write_card()
+        return path
+
+    def write_card(self) -> None:
+        """README.md: what it is, how it was made, what was measured."""
+        made = self.manifest
+        lines = [
+            f"# {self.name}",
+            "",
+            f"A drafter for speculative decoding with `{made['target']['model']}`"
+            + (", before any training (a control)." if made["raw"] else "."),
+            "",
+            "| what | value |",
+            "| --- | --- |",
+            f"| parameters | {made['parameters']:,} (target {made['target']['parameters']:,}) |",
+            f"| layers | {made['shape']['layers']} (target {made['target_shape']['layers']}) |",
+            f"| bytes on disk | {made['bytes_on_disk']:,} |",
+            f"| dtype | {made['dtype']} |",
+            f"| target weights | sha256 {made['target']['identity'][:16]} |",
+            "",
+            "## Measured",
+            "",
+        ]
+        evals = self.evals()
+        if evals:
+            verdict = evals[-1]["verdict"]
+            lines += [verdict["reason"], "", f"Hardware: {evals[-1]['hardware'].get('cpu')}"]
+            lines[-1] += f", {evals[-1]['hardware']['gpu']}" if evals[-1]["hardware"].get("gpu") else ""
+        else:
+            lines += [f"Not yet: `factory eval {self.folder.name}`"]
+        recipe = (self.folder / "recipe.yaml").read_text(encoding="utf-8").strip()
+        lines += ["", "## Recipe", "", "```yaml", recipe, "```", ""]
+        write_atomically(self.folder / "README.md", "\n".join(lines))
+
+
+def write_manifest(folder: Path, facts: dict[str, Any]) -> Artifact:
+    """Complete an artifact folder: checksum every file in it, then write the manifest."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sums = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+    manifest = {"schema_version": SCHEMA_VERSION, **facts, "files": sums}
+    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1))
+    return Artifact(folder, manifest)
+
+
+def list_artifacts(folder: str | Path) -> list[Artifact]:
+    """Complete artifacts directly in a folder, by name; the folder itself where it is one. Raises ArtifactError."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: no such folder; `factory build RECIPE --out {folder}` makes one")
+    if (folder / "manifest.json").is_file():
+        return [Artifact.open(folder)]
+    return [Artifact.open(path.parent) for path in sorted(folder.glob("*/manifest.json"))]

@@ -1,0 +1,251 @@
+"""A recipe: which target, which text, which stages in which order.
+
+`load` reads a file strictly, applies the command line's changes, finds the files it names, and
+reports all faults at once; no model is loaded to say so, and torch is never imported. `digests`
+names every prefix of the work by what decides its bytes, so that equal prefixes are built once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from factory.documents import Document, assign, dump, override, read, validate
+from factory.errors import RecipeError
+from factory.stages import AnyStage, StructuralStage, TrainingStage
+
+_BOS = "bos"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Target(_Section):
+    """The model to make a drafter for."""
+
+    model: str | None = Field(default=None, min_length=1, description="a folder, or a name on the Hub")
+    revision: str | None = Field(default=None, description="branch, tag or commit on the Hub")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
+        default="auto", description="what target and drafter compute in; auto: float32 on a CPU, bfloat16 elsewhere"
+    )
+    config: str | None = Field(
+        default=None, description="a config.json with the target's sizes, for forecasts before it is downloaded"
+    )
+
+
+class HubPrompts(_Section):
+    """Prompts from a dataset on the Hub."""
+
+    dataset: str = Field(min_length=1, description="its name on the Hub")
+    split: str = Field(default="train", min_length=1)
+    column: str = Field(min_length=1, description="the column that holds the text")
+    samples: int | None = Field(default=None, ge=1, description="prompts to read; all where it is not given")
+
+
+class Data(_Section):
+    """The text that the drafter learns from."""
+
+    prompts: str | HubPrompts = Field(
+        description="`bos` (the target writes from nothing), a .txt or .jsonl file, or {dataset, split, column}"
+    )
+    written_by: Literal["target", "none"] = Field(
+        default="target", description="target: it continues the prompts; none: the prompts are the text"
+    )
+    samples: int | None = Field(default=None, ge=1, description="texts; one a prompt where it is not given")
+    max_new_tokens: int = Field(default=256, ge=1, description="longest continuation")
+    temperature: float = Field(default=1.0, ge=0, description="of the target's writing")
+    held_out: float = Field(default=0.05, ge=0, lt=1, description="share never trained on; overlap is measured on it")
+    batch: int = Field(default=64, ge=1, description="texts written at once")
+
+    @model_validator(mode="after")
+    def _bos_is_written(self) -> Data:
+        if self.prompts != _BOS:
+            return self
+        faults = []
+        if self.written_by == "none":
+            faults.append("written_by: `prompts: bos` is no text by itself; write `written_by: target`")
+        if self.samples is None:
+            faults.append("samples: `prompts: bos` needs to know how many texts to write, such as `samples: 768`")
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+
+class Recipe(_Section):
+    """What a build makes."""
+
+    name: str = Field(description="what the drafter's folder is called")
+    target: Target = Target()
+    data: Data | None = None
+    stages: list[AnyStage] = Field(min_length=1, description="what is done to a copy of the target, in this order")
+    keep_raw: bool = Field(default=False, description="also save the drafter before its first training stage")
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name) or "--" in name:
+            raise ValueError(
+                f"'{name}' cannot name a drafter: begin with a letter or digit, then letters, digits, '.', '_', '-', "
+                "80 at most; '--' is kept for variants"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _order_makes_sense(self) -> Recipe:
+        faults = _order_faults(self)
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def to_yaml(self) -> str:
+        """The recipe with its defaults spelt out; reads back equal."""
+        return dump(self.model_dump(mode="json", exclude_none=True))
+
+
+def _order_faults(recipe: Recipe) -> list[str]:
+    faults = []
+    training = [place for place, stage in enumerate(recipe.stages) if isinstance(stage, TrainingStage)]
+    for place, stage in enumerate(recipe.stages):
+        if isinstance(stage, StructuralStage) and training and place > training[-1]:
+            faults.append(
+                f"stages.{place}: {stage.kind} after the last training stage leaves a damaged drafter; "
+                f"move it before stages.{training[-1]}, or train once more after it"
+            )
+        if stage.needs_text and recipe.data is None:
+            faults.append(
+                f"stages.{place}: {stage.kind} needs text, and the recipe has no `data`; "
+                "add `data: {prompts: bos, samples: 768}`"
+            )
+    if recipe.keep_raw and not training:
+        faults.append("keep_raw: no stage trains, so the drafter itself is the raw one; remove keep_raw")
+    if recipe.keep_raw and training and training[0] == 0:
+        faults.append("keep_raw: before its first training stage the drafter is a copy of the target; remove keep_raw")
+    return faults
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe and the file it came from. Files and folders that it names are absolute paths that exist."""
+
+    recipe: Recipe
+    source_bytes: bytes
+    path: Path
+    document: Document
+
+    @property
+    def target(self) -> str:
+        """The target's folder or Hub name. Raises RecipeError where neither the recipe nor --target gives one."""
+        if self.recipe.target.model is None:
+            place = self.document.place(("target", "model"))
+            raise RecipeError(f"{place}: the recipe names no target; give one with --target MODEL_OR_FOLDER")
+        return self.recipe.target.model
+
+    def target_config(self) -> dict[str, Any] | None:
+        """The target's config.json where it lies on this machine, else None. Raises RecipeError."""
+        target = self.recipe.target
+        path = Path(target.config) if target.config else Path(target.model or "") / "config.json"
+        if not path.is_absolute() or not path.is_file():
+            return None
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"{path}: not a config.json that can be read ({error})") from None
+        if not isinstance(config, dict):
+            raise RecipeError(f"{path}: not a config.json: it must hold an object")
+        return config
+
+
+def load(path: Path, overrides: Sequence[str] = (), target: str | None = None) -> Loaded:
+    """The recipe in a file, with `--set` overrides and `--target` applied. Raises RecipeError with all faults."""
+    document = read(path)
+    source = path.read_bytes()
+    if target is not None:
+        document = _with_target(document, target)
+    document = override(document, overrides)
+    recipe = validate(document, Recipe)
+    return Loaded(_located(recipe, document, path.parent), source, path, document)
+
+
+def _with_target(document: Document, target: str) -> Document:
+    """--target names another model: the recipe's revision and config do not describe it."""
+    section = document.data.get("target")
+    kept = {"dtype": section["dtype"]} if isinstance(section, dict) and "dtype" in section else {}
+    return assign(document, ("target",), {**kept, "model": target}, "--target")
+
+
+def _located(recipe: Recipe, document: Document, folder: Path) -> Recipe:
+    """The recipe with its paths made absolute. Relative ones are looked for beside the recipe, then here."""
+    faults: list[tuple[tuple[str, ...], str]] = []
+
+    def find(path: tuple[str, ...], text: str, kind: str) -> str | None:
+        # What was typed on the command line is meant from the working directory.
+        bases = [Path()] if document.line(path) == 0 else [folder, Path()]
+        candidates = list(dict.fromkeys((base / Path(text).expanduser()).resolve() for base in bases))
+        found = next((place for place in candidates if (place.is_dir() if kind == "folder" else place.is_file())), None)
+        if found is None and (kind == "file" or _looks_like_a_path(text)):
+            looked = " or ".join(str(place) for place in candidates)
+            faults.append((path, f"no such {kind}: looked for {looked}"))
+        return str(found) if found else None
+
+    target, data = recipe.target, recipe.data
+    changes: dict[str, Any] = {}
+    if target.model is not None:
+        model = find(("target", "model"), target.model, "folder")
+        if model and not (Path(model) / "config.json").is_file():
+            faults.append((("target", "model"), f"{model} holds no config.json; name a Hugging Face model folder"))
+        config = find(("target", "config"), target.config, "file") if target.config else None
+        changes["target"] = target.model_copy(update={"model": model or target.model, "config": config})
+    if data and isinstance(data.prompts, str) and data.prompts != _BOS:
+        prompts = find(("data", "prompts"), data.prompts, "file")
+        if Path(data.prompts).suffix not in (".txt", ".jsonl"):
+            faults.append((("data", "prompts"), "must be `bos`, a .txt or .jsonl file, or {dataset, split, column}"))
+        changes["data"] = data.model_copy(update={"prompts": prompts})
+    if faults:
+        faults.sort(key=lambda fault: document.line(fault[0]))
+        raise RecipeError("\n".join(f"{document.place(path)}: {what}" for path, what in faults))
+    return recipe.model_copy(update=changes)
+
+
+def _looks_like_a_path(text: str) -> bool:
+    """Whether it can be no name on the Hub, which is `name` or `user/name`."""
+    return text.startswith((".", "/", "~")) or text.endswith("/") or text.count("/") > 1 or "\\" in text
+
+
+def digests(recipe: Recipe, target_identity: str, text_digest: str | None) -> list[str]:
+    """One sha256 per prefix of the stages: equal digests mean equal weights.
+
+    Each covers the one before it, its stage's fields, kind and version, and where the stage runs on
+    text or chance also the text and the seed. `target_identity` and `text_digest` are content hashes:
+    paths and names enter nothing. Does not know device, threads or package versions.
+    """
+    chain = _sha256({"target": target_identity, "dtype": recipe.target.dtype})
+    found = []
+    for stage in recipe.stages:
+        link: dict[str, Any] = {"before": chain, "stage": stage.model_dump(mode="json"), "version": type(stage).version}
+        if stage.needs_text:
+            link["data"] = _data_facts(recipe.data, text_digest)
+        if stage.needs_text or isinstance(stage, TrainingStage):
+            link["seed"] = recipe.seed
+        chain = _sha256(link)
+        found.append(chain)
+    return found
+
+
+def _data_facts(data: Data | None, text_digest: str | None) -> dict[str, Any]:
+    facts = data.model_dump(mode="json") if data else {}
+    if data and isinstance(data.prompts, str) and data.prompts != _BOS:
+        facts["prompts"] = "file"  # its content is in text_digest; where it lies does not matter
+    return {**facts, "text": text_digest}
+
+
+def _sha256(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

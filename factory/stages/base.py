@@ -1,0 +1,78 @@
+"""What every stage is: a frozen pydantic class whose fields are its keys in the recipe.
+
+A structural stage decides what stays and touches no tensor; one surgery carries its Edit out.
+A training stage changes weights in place and reports facts. Neither knows files, recipes or the
+other stages. Torch is imported inside methods only: `factory check` never loads it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from factory.edit import Edit, Shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from factory.data import TextBlocks
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a build hands to a stage."""
+
+    target: PreTrainedModel
+    text: TextBlocks | None  # the training part; None where the recipe has no data
+    held_out: TextBlocks | None  # never trained on; what the reported overlap is measured on
+    seed: int
+    checkpoint: Path  # a folder of this stage's own, kept until the stage is done
+    progress: Callable[[int, int, str], None]  # (done, total, what is being shown)
+
+
+class Stage(BaseModel, ABC):
+    """One step of a recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    kind: str
+    version: ClassVar[int] = 1  # raised by hand when the output for equal input changes: enters the digest
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether the recipe must have `data` for this stage to run."""
+        return False
+
+    def forecast(self, shape: Shape) -> Shape:
+        """The shape after this stage, from the shape before it. Raises UnsupportedModel."""
+        return shape
+
+
+class StructuralStage(Stage):
+    """Decides what stays of a model."""
+
+    def measure(self, model: PreTrainedModel, given: Given) -> list[float]:
+        """What `decide` needs to know about the model as it runs; empty where the shape is enough."""
+        return []
+
+    @abstractmethod
+    def decide(self, shape: Shape, scores: list[float]) -> Edit:
+        """The Edit. A pure function. Raises UnsupportedModel where the shape allows none."""
+
+
+class TrainingStage(Stage):
+    """Changes the drafter's weights."""
+
+    @property
+    def needs_text(self) -> bool:
+        """Training is always on text."""
+        return True
+
+    @abstractmethod
+    def apply(self, drafter: PreTrainedModel, given: Given) -> dict[str, Any]:
+        """Train `drafter` in place; returns facts for the manifest (JSON-able)."""

@@ -1,0 +1,178 @@
+"""Pull the drafter's predictions toward the target's: where acceptance comes from."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from factory.errors import FactoryError
+from factory.stages.base import Given, TrainingStage
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from factory.data import TextBlocks
+    from factory.teacher import OnlineTeacher
+
+MEASURED_ROWS = 32  # held-out rows that the reported overlap is measured on
+
+
+class Distill(TrainingStage):
+    """Word-level distillation by forward KL, T^2 * KL(p_T || q_T), on answer tokens (Hinton et al., arXiv 1503.02531).
+
+    Full parameters, AdamW, warm-up and cosine, clipping, accumulation; float32 master weights. The
+    loss is computed chunk by chunk over positions, so that [B, T, V] is never held.
+    """
+
+    kind: Literal["distill"]
+    loss: Literal["forward_kl"] = "forward_kl"
+    temperature: float = Field(default=1.0, gt=0, description="softens both distributions")
+    epochs: float = Field(default=1.0, gt=0, description="passes over the training text; fractions allowed")
+    lr: float = Field(default=5e-4, gt=0, description="peak learning rate")
+    warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the steps that warm up")
+    final_lr: float = Field(default=0.1, ge=0, le=1, description="end of the cosine, as a share of lr")
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    batch: int = Field(default=8, ge=1, description="rows in one forward pass")
+    accumulate: int = Field(default=1, ge=1, description="forward passes in one optimizer step")
+    chunk: int = Field(default=1024, ge=1, description="positions whose logits are held at once")
+    checkpoint_every: int = Field(default=50, ge=1, description="optimizer steps between checkpoints")
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps for that many rows of text."""
+        return max(1, round(self.epochs * rows / (self.batch * self.accumulate)))
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """Linear warm-up, then a cosine from `lr` to `final_lr * lr`."""
+        warmup_steps = round(self.warmup * steps)
+        if step < warmup_steps:
+            return self.lr * (step + 1) / (warmup_steps + 1)
+        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+        return self.lr * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def apply(self, drafter: PreTrainedModel, given: Given) -> dict[str, Any]:
+        """Train in place, from the last checkpoint where there is one.
+
+        The rows of step n are a function of (seed, n): a resumed run is bit for bit the undisturbed
+        one on the same machine. Raises FactoryError when the loss is not finite.
+        """
+        import torch
+
+        from factory.teacher import OnlineTeacher
+
+        if given.text is None or len(given.text) == 0:
+            raise FactoryError("distill: there is no text to learn from; give the recipe a `data` section")
+        teacher = OnlineTeacher(given.target)
+        dtype = drafter.dtype
+        drafter.float().requires_grad_(True)  # stays in eval mode: no dropout
+        optimizer = torch.optim.AdamW(
+            [p for p in drafter.parameters() if p.requires_grad], lr=self.lr, weight_decay=self.weight_decay
+        )
+        steps, step, losses = self.steps(len(given.text)), 0, []
+        before = self.agreement(drafter, teacher, given)
+        saved = given.checkpoint / "checkpoint.pt"
+        if saved.is_file():
+            state = torch.load(saved, map_location=drafter.device, weights_only=True)
+            drafter.load_state_dict(state["drafter"])
+            optimizer.load_state_dict(state["optimizer"])
+            step, losses, before = state["step"], state["losses"], state["before"]
+        while step < steps:
+            optimizer.param_groups[0]["lr"] = self.learning_rate(step, steps)
+            loss = self._accumulate_gradient(drafter, teacher, given.text, given.seed, step)
+            if not math.isfinite(loss):
+                raise FactoryError(
+                    f"distill: the loss is {loss} at step {step} of {steps}; lower `lr` ({self.lr}) or `clip` "
+                    f"({self.clip}) in the recipe. The stages before this one are kept."
+                )
+            torch.nn.utils.clip_grad_norm_(drafter.parameters(), self.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            losses.append(loss)
+            given.progress(step, steps, f"distilling, loss {loss:.3f}")
+            if step % self.checkpoint_every == 0 and step < steps:
+                state = {"drafter": drafter.state_dict(), "optimizer": optimizer.state_dict()}
+                partial = saved.with_suffix(".partial")
+                torch.save({**state, "step": step, "losses": losses, "before": before}, partial)
+                partial.replace(saved)
+        drafter.requires_grad_(False).to(dtype)
+        return {
+            "steps": steps,
+            "rows": len(given.text),
+            "answer_tokens": int(given.text.answer_mask.sum()),
+            "held_out_before": before,
+            "held_out_after": self.agreement(drafter, teacher, given),
+            "losses": [round(loss, 5) for loss in losses],
+        }
+
+    def _accumulate_gradient(
+        self, drafter: PreTrainedModel, teacher: OnlineTeacher, text: TextBlocks, seed: int, step: int
+    ) -> float:
+        """One optimizer step's gradient, mean over its forward passes; returns the mean loss in nats."""
+        from factory.models import hidden_states
+        from factory.tensors.divergence import backward_in_chunks
+
+        total = 0.0
+        for part in range(self.accumulate):
+            indices = batch_rows(len(text), seed, step * self.accumulate + part, self.batch)
+            rows = text.rows(indices)
+            ids, mask = rows.ids.to(drafter.device), rows.answer_mask.to(drafter.device)
+            if not mask.any():  # every row ended at its first token
+                continue
+            with self._mixed_precision(drafter, teacher):
+                total += backward_in_chunks(
+                    hidden_states(drafter, ids, mask),
+                    drafter.get_output_embeddings(),
+                    teacher.hidden(ids, mask),
+                    teacher.head,
+                    temperature=self.temperature,
+                    scale=1 / self.accumulate,
+                    chunk=self.chunk,
+                )
+        return total / self.accumulate
+
+    def _mixed_precision(self, drafter: PreTrainedModel, teacher: OnlineTeacher) -> torch.autocast:
+        """bfloat16 products over float32 master weights where the target itself runs in half precision."""
+        import torch
+
+        half = teacher.dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(drafter.device.type, dtype=torch.bfloat16, enabled=half)
+
+    def agreement(self, drafter: PreTrainedModel, teacher: OnlineTeacher, given: Given) -> dict[str, float] | None:
+        """Mean forward KL (nats) and overlap, sum_v min(p, q), at T = 1 on held-out answer tokens."""
+        import torch
+
+        from factory.models import hidden_states
+        from factory.tensors.divergence import forward_kl, overlap
+
+        if given.held_out is None or len(given.held_out) == 0:
+            return None
+        count, divergence, shared = 0, 0.0, 0.0
+        chosen = range(min(MEASURED_ROWS, len(given.held_out)))
+        with torch.no_grad(), self._mixed_precision(drafter, teacher):
+            for index in chosen:
+                row = given.held_out.rows([index])
+                ids, mask = row.ids.to(drafter.device), row.answer_mask.to(drafter.device)
+                q_hidden, p_hidden = hidden_states(drafter, ids, mask), teacher.hidden(ids, mask)
+                for start in range(0, len(q_hidden), self.chunk):
+                    p_logits = teacher.head(p_hidden[start : start + self.chunk])
+                    q_logits = drafter.get_output_embeddings()(q_hidden[start : start + self.chunk])
+                    divergence += forward_kl(p_logits, q_logits).sum().item()
+                    shared += overlap(p_logits, q_logits).sum().item()
+                count += len(q_hidden)
+        return {"forward_kl": divergence / count, "overlap": shared / count, "tokens": count} if count else None
+
+
+def batch_rows(rows: int, seed: int, batch_index: int, batch: int) -> list[int]:
+    """Row indices of one batch: a fresh permutation each epoch, cut into batches that may span two epochs."""
+    import torch
+
+    chosen = []
+    for position in range(batch_index * batch, (batch_index + 1) * batch):
+        epoch, offset = divmod(position, rows)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        chosen.append(int(torch.randperm(rows, generator=generator)[offset]))
+    return chosen

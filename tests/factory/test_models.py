@@ -1,0 +1,97 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from factory import models
+from factory.anatomy import anatomy_of, edited_config
+from factory.edit import Edit
+from factory.errors import ModelError
+from factory.tensors.surgery import carve
+
+
+def carved(model: PreTrainedModel, keep: tuple[int, ...]) -> PreTrainedModel:
+    config = model.config.to_dict()
+    tensors = carve(model.state_dict().items(), Edit(keep_layers=keep), anatomy_of(config).layers)
+    return models.new_model(edited_config(config, Edit(keep_layers=keep)), tensors, like=model)
+
+
+def test_a_carved_model_equals_the_full_one_with_layers_bypassed(tiny: Callable[..., PreTrainedModel]) -> None:
+    model = tiny(layers=5)
+    ids = torch.randint(0, 96, (2, 20), generator=torch.Generator().manual_seed(0))
+    drafter = carved(model, (0, 3))
+    layers = model.get_submodule(anatomy_of(model.config.to_dict()).layers)
+    for index in (1, 2, 4):  # an independent way to skip a layer: make it return its input
+
+        def bypass(_m: object, inputs: tuple[torch.Tensor, ...], output: object) -> object:
+            return (inputs[0], *output[1:]) if isinstance(output, tuple) else inputs[0]
+
+        layers[index].register_forward_hook(bypass)
+    expected = model(input_ids=ids, use_cache=False).logits
+    assert torch.equal(drafter(input_ids=ids, use_cache=False).logits, expected)
+    assert drafter.num_parameters() < model.num_parameters()
+
+
+def test_a_carved_model_shares_no_memory_with_its_source(tiny: Callable[..., PreTrainedModel]) -> None:
+    model = tiny(layers=3)
+    before = models.fingerprint(model)
+    drafter = carved(model, (0, 1, 2))
+    for parameter in drafter.parameters():
+        parameter.data.add_(1.0)
+    assert models.fingerprint(model) == before
+
+
+def test_a_carved_model_is_saved_smaller_and_loads_alike(tiny: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    model = tiny(layers=4)
+    drafter = carved(model, (0,))
+    model.save_pretrained(tmp_path / "full")
+    drafter.save_pretrained(tmp_path / "one")
+    size = {name: (tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "one")}
+    assert size["one"] < 0.6 * size["full"]
+    loaded = models.load_model(tmp_path / "one", dtype=torch.float64)
+    assert loaded.config.num_hidden_layers == 1
+    assert models.fingerprint(loaded) == models.fingerprint(drafter)
+
+
+@pytest.mark.parametrize("change", ["one bit", "two elements swapped"])
+def test_fingerprint_sees_a_change(tiny: Callable[..., PreTrainedModel], change: str) -> None:
+    model = tiny(layers=2)
+    before = models.fingerprint(model)
+    assert models.fingerprint(model) == before
+    weight = next(p for p in model.parameters() if p.ndim == 2)
+    with torch.no_grad():
+        if change == "one bit":
+            weight.view(torch.int64)[3, 4] ^= 1
+        else:
+            weight[0, 0], weight[0, 1] = weight[0, 1].item(), weight[0, 0].item()
+    assert models.fingerprint(model) != before
+
+
+def test_new_model_refuses_a_state_that_does_not_fit(tiny: Callable[..., PreTrainedModel]) -> None:
+    model = tiny(layers=2)
+    config = {**model.config.to_dict(), anatomy_of(model.config.to_dict()).count_key: 3}
+    with pytest.raises(ModelError, match="missing"):
+        models.new_model(config, model.state_dict().items(), like=model)
+
+
+def test_identity_follows_the_bytes_and_its_cache_does_not_lie(tmp_path: Path) -> None:
+    folder, cache = tmp_path / "m", tmp_path / "identity.json"
+    folder.mkdir()
+    file = folder / "model.safetensors"
+    file.write_bytes(b"abc")
+    first = models.weights_identity(folder, cache)
+    assert models.weights_identity(folder, cache) == first == models.weights_identity(folder)
+    file.write_bytes(b"abcd")
+    assert models.weights_identity(folder, cache) != first
+
+
+def test_what_cannot_be_loaded_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        models.locate(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ModelError, match=r"no \.safetensors file"):
+        models.weights_identity(tmp_path)
+    with pytest.raises(ModelError, match="cannot load"):
+        models.load_model(tmp_path, dtype=torch.float32)
