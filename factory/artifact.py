@@ -44,7 +44,9 @@ class Artifact:
         if not folder.is_dir():
             raise ArtifactError(f"{folder}: no such folder; `factory ls` lists artifacts")
         if not path.is_file():
-            raise ArtifactError(f"{folder}: no manifest.json, so not a finished artifact; run its `factory build` again")
+            raise ArtifactError(
+                f"{folder}: no manifest.json, so not a finished artifact; run its `factory build` again"
+            )
         try:
             manifest = json.loads(path.read_text())
         except ValueError as error:

@@ -144,7 +144,7 @@ def build(loaded: Loaded, out: Path, progress: Progress) -> list[Artifact]:
     out.mkdir(parents=True, exist_ok=True)
     with locked(out), _disk_errors(out):
         device = models.resolve_device("auto")
-        located = models.locate(str(recipe.target.model), recipe.target.revision)
+        located = models.locate(loaded.require_target(), recipe.target.revision)
         identity = models.weights_identity(located.folder, out / ".cache" / "identity.json")
         shop = Workshop(recipe, located, identity, device, out / ".cache", progress)
         shapes = _forecast(recipe, shop.config)
@@ -199,7 +199,9 @@ def _run_stage(shop: Workshop, stage: Stage, chain: list[str]) -> None:
     else:
         raise TypeError(f"{stage.kind} is neither structural nor training")
     if models.fingerprint(shop.target) != before:
-        raise FactoryError(f"stage {stage.kind} changed the target's weights: nothing of it is kept; please report this")
+        raise FactoryError(
+            f"stage {stage.kind} changed the target's weights: nothing of it is kept; please report this"
+        )
     drafter.save_pretrained(working / "model")
     shop.tokenizer.save_pretrained(working / "model")
     record = {"stage": stage.model_dump(), "version": stage.version, "facts": facts}
@@ -255,7 +257,7 @@ def _assemble(shop: Workshop, loaded: Loaded, folder: Path, chain: list[str], sh
         "digest": chain[-1],
         "raw": folder.name != recipe.name,
         "target": {
-            "model": str(loaded.target_as_given),
+            "model": loaded.target_as_given,
             "path": str(shop.located.folder) if shop.located.revision is None else None,
             "revision": shop.located.revision,
             "identity": shop.identity,

@@ -125,9 +125,7 @@ def load_dataset_prompts(name: str, split: str, column: str, count: int | None) 
     return texts
 
 
-def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], room: int
-) -> tuple[list[list[int]], int]:
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], room: int) -> tuple[list[list[int]], int]:
     """Token ids of the prompts that leave room in a context of `room` tokens, and how many did not."""
     encoded = [list(tokenizer(text)["input_ids"]) for text in texts]
     fitting = [ids for ids in encoded if 0 < len(ids) <= room]

@@ -64,7 +64,9 @@ def locate(source: str, revision: str | None = None) -> Located:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model"]))
+        folder = Path(
+            snapshot_download(source, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model"])
+        )
     except Exception as error:  # the client raises a dozen kinds; each is "could not get it" here
         raise _failure(source, error) from error
     return Located(folder, folder.name)

@@ -59,7 +59,7 @@ class Data(_Section):
     written_by: Literal["target", "none"] = Field(
         default="target", description="target: it continues the prompts; none: the prompts are the text"
     )
-    samples: int | None = Field(default=None, ge=1, description="texts; one a prompt where it is not given")
+    samples: int = Field(default=1024, ge=1, description="texts that the target writes, over the prompts in turn")
     max_new_tokens: int = Field(default=256, ge=1, description="longest continuation")
     temperature: float = Field(default=1.0, ge=0, description="of the target's writing")
     held_out: float = Field(default=0.05, ge=0, lt=1, description="share never trained on; overlap is measured on it")
@@ -67,15 +67,8 @@ class Data(_Section):
 
     @model_validator(mode="after")
     def _bos_is_written(self) -> Data:
-        if self.prompts != _BOS:
-            return self
-        faults = []
-        if self.written_by == "none":
-            faults.append("written_by: `prompts: bos` is no text by itself; write `written_by: target`")
-        if self.samples is None:
-            faults.append("samples: `prompts: bos` needs to know how many texts to write, such as `samples: 768`")
-        if faults:
-            raise ValueError("\n".join(faults))
+        if self.prompts == _BOS and self.written_by == "none":
+            raise ValueError("written_by: `prompts: bos` is no text by itself; write `written_by: target`")
         return self
 
 
@@ -137,12 +130,12 @@ class Loaded:
     """A recipe and the file it came from. Files and folders that it names are absolute paths that exist."""
 
     recipe: Recipe
-    source_bytes: bytes
+    source: bytes  # the file, byte for byte
     path: Path
+    target_as_given: str | None  # before a folder became absolute
     document: Document
 
-    @property
-    def target(self) -> str:
+    def require_target(self) -> str:
         """The target's folder or Hub name. Raises RecipeError where neither the recipe nor --target gives one."""
         if self.recipe.target.model is None:
             place = self.document.place(("target", "model"))
@@ -167,12 +160,12 @@ class Loaded:
 def load(path: Path, overrides: Sequence[str] = (), target: str | None = None) -> Loaded:
     """The recipe in a file, with `--set` overrides and `--target` applied. Raises RecipeError with all faults."""
     document = read(path)
-    source = path.read_bytes()
     if target is not None:
         document = _with_target(document, target)
     document = override(document, overrides)
     recipe = validate(document, Recipe)
-    return Loaded(_located(recipe, document, path.parent), source, path, document)
+    located = _located(recipe, document, path.parent)
+    return Loaded(located, document.source, path, recipe.target.model, document)
 
 
 def _with_target(document: Document, target: str) -> Document:

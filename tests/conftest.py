@@ -12,9 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it gives
 
 
 def tiny_llama(
@@ -58,6 +69,18 @@ def tiny_gpt2(
     return GPT2LMHeadModel(config).to(dtype).eval()
 
 
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character: 128 ids, the first three special; no training, no download."""
+    characters = ["<unk>", "<s>", "</s>", *(chr(code) for code in range(9, 9 + 125))]
+    vocabulary = {character: index for index, character in enumerate(characters)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Split(Regex("[\\s\\S]"), "isolated")
+    tokenizer.decoder = Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", model_max_length=160
+    )
+
+
 FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {"llama": tiny_llama, "gpt2": tiny_gpt2}
 
 
@@ -65,6 +88,15 @@ FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {"llama": tiny_llama, "gpt
 def tiny(request: pytest.FixtureRequest) -> Callable[..., PreTrainedModel]:
     """`tiny(layers=..., seed=...)` makes a random model; the test runs once per family."""
     return FAMILIES[request.param]
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def tiny_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A float32 tiny model with its tokenizer, saved as transformers saves it; once per family."""
+    folder = tmp_path / f"target-{request.param}"
+    FAMILIES[request.param](vocabulary=128, dtype=torch.float32).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

@@ -38,7 +38,9 @@ class DropLayers(StructuralStage):
             if not self.keep or sorted(set(self.keep)) != self.keep or self.keep[0] < 0:
                 raise ValueError(f"keep: a list must be rising layer indices from 0, got {self.keep}")
         elif isinstance(self.keep, float) and not 0 < self.keep < 1:
-            raise ValueError(f"keep: a fraction must lie between 0 and 1, got {self.keep}; for a count write {self.keep:.0f}")
+            raise ValueError(
+                f"keep: a fraction must lie between 0 and 1, got {self.keep}; for a count write {self.keep:.0f}"
+            )
         elif isinstance(self.keep, int) and self.keep < 1:
             raise ValueError(f"keep: at least 1 layer must stay, got {self.keep}")
         return self
@@ -52,7 +54,9 @@ class DropLayers(StructuralStage):
         """How many of `layers` stay. Raises UnsupportedModel where there are not enough."""
         if isinstance(self.keep, list):
             if self.keep[-1] >= layers:
-                raise UnsupportedModel(f"drop_layers: keep names layer {self.keep[-1]}, the model has 0 to {layers - 1}")
+                raise UnsupportedModel(
+                    f"drop_layers: keep names layer {self.keep[-1]}, the model has 0 to {layers - 1}"
+                )
             return len(self.keep)
         count = max(1, round(self.keep * layers)) if isinstance(self.keep, float) else self.keep
         if count > layers:

@@ -54,7 +54,7 @@ def backward_in_chunks(
         with torch.no_grad():
             teacher_logits = teacher_head(teacher_hidden[start : start + chunk])
         loss = forward_kl(teacher_logits, student_head(cut[start : start + chunk]), temperature).sum()
-        (loss * (scale / count)).backward()
+        torch.autograd.backward(loss * (scale / count))
         total += loss.item()
-    student_hidden.backward(cut.grad)
+    torch.autograd.backward(student_hidden, cut.grad)
     return total / count

@@ -115,8 +115,8 @@ def encode(tokenizer: Tokenizer, files: list[SourceFile]) -> np.ndarray:
     stream: list[np.ndarray] = []
     for start in range(0, len(files), 256):
         texts = [read_source(file.path) for file in files[start : start + 256]]
-        for encoding in tokenizer.encode_batch([text for text in texts if text], add_special_tokens=False):
-            stream.append(np.array([0, *encoding.ids], dtype=np.uint16))
+        encodings = tokenizer.encode_batch([text for text in texts if text], add_special_tokens=False)
+        stream += [np.array([0, *encoding.ids], dtype=np.uint16) for encoding in encodings]
     return np.concatenate(stream)
 
 
@@ -220,7 +220,7 @@ def held_out_loss(model: LlamaForCausalLM, tokens: np.ndarray) -> float:
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def train(work: Path, minutes: float, device: str, dtype: torch.dtype, batch_tokens: int) -> dict[str, Any]:
@@ -352,9 +352,7 @@ def main() -> None:
         eos_token=END_OF_TEXT,
         model_max_length=CONTEXT,
     )
-    run = train(
-        arguments.work, arguments.minutes, arguments.device, getattr(torch, arguments.dtype), batch_tokens
-    )
+    run = train(arguments.work, arguments.minutes, arguments.device, getattr(torch, arguments.dtype), batch_tokens)
     tokenizer.save_pretrained(HERE)
     (HERE / "corpus.json").write_text(json.dumps(corpus, indent=1))
     command = f"python recipes/demo/target/train.py --minutes {arguments.minutes:g}"

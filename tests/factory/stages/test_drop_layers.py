@@ -44,7 +44,9 @@ def test_block_influence_finds_the_layers_that_do_something(
     model = tiny(layers=5)
     with torch.no_grad():  # layers 1 and 3 add almost nothing to the residual stream
         for name, weight in model.named_parameters():
-            if any(f".{layer}." in name for layer in (1, 3)) and ("o_proj" in name or "c_proj" in name or "down" in name):
+            if any(f".{layer}." in name for layer in (1, 3)) and (
+                "o_proj" in name or "c_proj" in name or "down" in name
+            ):
                 weight.mul_(1e-3)
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(0, 96, (length,), generator=generator).tolist() for length in (20, 7, 33)]

@@ -10,7 +10,7 @@ def test_forward_kl_and_overlap_by_hand() -> None:
     p = torch.tensor([[0.5, 0.25, 0.25]]).log()
     q = torch.tensor([[0.25, 0.25, 0.5]]).log()
     expected = 0.5 * math.log(2) + 0.25 * math.log(0.5)
-    assert forward_kl(p, q).item() == torch.tensor(expected).item()
+    assert abs(forward_kl(p, q).item() - expected) < 1e-6
     assert abs(overlap(p, q).item() - 0.75) < 1e-6
 
 
@@ -35,9 +35,7 @@ def test_chunked_backward_gives_the_plain_gradient() -> None:
     expected = [p.grad.clone() for p in parameters if p.grad is not None]
     for parameter in parameters:
         parameter.grad = None
-    value = backward_in_chunks(
-        body(inputs), head, teacher_hidden, teacher_head, temperature=2.0, scale=0.25, chunk=5
-    )
+    value = backward_in_chunks(body(inputs), head, teacher_hidden, teacher_head, temperature=2.0, scale=0.25, chunk=5)
     assert abs(value - plain.item()) < 1e-6
     for parameter, gradient in zip(parameters, expected, strict=True):
         assert parameter.grad is not None

@@ -1,0 +1,46 @@
+# Needs GNU make, a POSIX shell and Python >= 3.11; everything else goes into .venv.
+#   make demo    set up, make a drafter for the shipped model, measure it
+#   make test    set up, run all tests
+#   make check   set up, run lint, types, import contracts, and check every shipped recipe
+#   make bench   set up, measure the demo's drafter with the default plan: longer, narrower intervals
+#   make setup   only set up        make clean   remove .venv, caches and what the demo made
+# A smaller download where no GPU is wanted: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup
+
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test check bench clean
+.DELETE_ON_ERROR:
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: install Python 3.11 or later, or name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is `$(PYTHON) --version 2>&1`, too old: name Python 3.11 or later: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv or ensurepip: install it (Debian, Ubuntu: apt install python3-venv), then try again" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python recipes/demo/run.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/factory check recipes
+
+bench: setup
+	$(BIN)/factory build recipes/demo/quick.yaml --out artifacts/demo
+	$(BIN)/factory eval artifacts/demo/quick --plan default --out artifacts/bench
+
+clean:
+	rm -rf $(VENV) build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache artifacts/demo artifacts/bench

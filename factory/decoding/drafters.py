@@ -1,0 +1,165 @@
+"""What guesses the next tokens: a model, or the text itself. A drafter never calls the target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from factory.decoding.reader import EagerReader, right_padded
+from factory.decoding.rejection import Draft, no_draft
+from factory.decoding.sampling import Noise, Sampling, draw, most_likely, probabilities
+
+
+class Drafter(Protocol):
+    """Proposes tokens for a batch of rows, and is told what became of them."""
+
+    name: str
+    vocabulary: int  # ids that it may propose; must be the target's
+
+    def start(self, prompts: list[list[int]], capacity: int, sampling: Sampling, noise: Noise) -> None:
+        """Begin a batch whose rows reach at most `capacity` tokens. The noise is shared: do not select its rows."""
+
+    def propose(self, k: int) -> Draft:
+        """Up to k tokens per row."""
+
+    def commit(self, tokens: list[list[int]]) -> None:
+        """The tokens that each row emitted since the last call, at least one.
+
+        All but a row's last are those that it proposed, in order. The first call brings the token
+        that the prefill gave.
+        """
+
+    def select(self, rows: list[int]) -> None:
+        """Keep these rows, in this order."""
+
+
+class ModelDrafter:
+    """A smaller model, or the target itself, that writes k tokens one by one.
+
+    After a round its cache holds too much (a guess fell) or lacks its own last guess (all stood):
+    `commit` rewinds to what was emitted, and the next proposal first feeds what is missing, one or
+    two tokens as a rule. A row whose text has outgrown the drafter's context proposes nothing.
+    """
+
+    def __init__(self, reader: EagerReader, name: str = "model") -> None:
+        self.name = name
+        self.vocabulary = reader.vocabulary
+        self._reader = reader
+        self._text: list[list[int]] = []  # prompt and output, per row
+        self._prompt: list[int] = []  # tokens of the prompt, per row
+        self._sampling = Sampling()
+        self._noise: Noise
+
+    def start(self, prompts: list[list[int]], capacity: int, sampling: Sampling, noise: Noise) -> None:
+        """Read the prompts."""
+        self._text = [list(prompt) for prompt in prompts]
+        self._prompt = [len(prompt) for prompt in prompts]
+        self._sampling, self._noise = sampling, noise
+        self._reader.start(len(prompts), min(capacity, self._reader.context + 1))
+        readable = [prompt if len(prompt) <= self._reader.context else [] for prompt in prompts]
+        tokens, count = right_padded(readable, self._reader.device)
+        if tokens.shape[1]:
+            self._reader.feed_last(tokens, count)
+
+    def propose(self, k: int) -> Draft:
+        """Up to k tokens per row, each drawn from the drafter's own distribution, which goes along as q."""
+        reader, sampling = self._reader, self._sampling
+        # the last guess is never fed: one more than the context has room for
+        length = [max(0, min(k, reader.context + 1 - len(text))) for text in self._text]
+        guesses = max(length)
+        if guesses == 0:
+            return no_draft(len(length), reader.device)
+        unread = [
+            text[read:] if room else [] for text, read, room in zip(self._text, reader.lengths, length, strict=True)
+        ]
+        logits = reader.feed_last(*right_padded(unread, reader.device))
+        written = [len(text) - prompt for text, prompt in zip(self._text, self._prompt, strict=True)]
+        tokens: list[torch.Tensor] = []
+        drawn_from: list[torch.Tensor] = []
+        for guess in range(guesses):
+            if guess > 0:
+                fed = None if guess < min(length) else [int(guess < room) for room in length]
+                logits = reader.feed_last(tokens[-1].unsqueeze(1), fed)
+            if sampling.greedy:
+                tokens.append(most_likely(logits))
+                continue
+            q = probabilities(logits, sampling)
+            race = self._noise.race("draft", [position + guess for position in written], reader.vocabulary)
+            tokens.append(draw(q, race))
+            drawn_from.append(q)
+        return Draft(
+            torch.stack(tokens, dim=1),
+            torch.tensor(length, device=reader.device),
+            torch.stack(drawn_from, dim=1) if drawn_from else None,
+        )
+
+    def commit(self, tokens: list[list[int]]) -> None:
+        """Rewind to what was emitted: of a row's tokens only the last was not drafted here."""
+        stands = [len(text) + len(new) - 1 for text, new in zip(self._text, tokens, strict=True)]
+        self._reader.rewind([min(pair) for pair in zip(self._reader.lengths, stands, strict=True)])
+        for text, new in zip(self._text, tokens, strict=True):
+            text += new
+
+    def select(self, rows: list[int]) -> None:
+        """Keep these rows, in this order."""
+        self._reader.select(rows)
+        self._text = [self._text[row] for row in rows]
+        self._prompt = [self._prompt[row] for row in rows]
+
+
+class PromptLookup:
+    """Continues the text as it went on when its last few tokens last occurred (Saxena, 2023: prompt lookup decoding).
+
+    Free of training and almost of cost, so every drafter has to beat it. The longest match counts,
+    then the latest. Copying runs on into its own guesses, so that a loop of any period goes on.
+    Its guesses are certain (q is None); it proposes nothing where nothing matches.
+    """
+
+    name = "prompt-lookup"
+
+    def __init__(
+        self, max_ngram: int = 3, min_ngram: int = 1, *, vocabulary: int, device: torch.device | str = "cpu"
+    ) -> None:
+        if not 1 <= min_ngram <= max_ngram:
+            raise ValueError(f"need 1 <= min_ngram <= max_ngram, got {min_ngram} and {max_ngram}")
+        self.vocabulary = vocabulary
+        self._sizes = range(max_ngram, min_ngram - 1, -1)
+        self._device = torch.device(device)
+        self._text: list[list[int]] = []
+        self._after: list[dict[tuple[int, ...], int]] = []  # per row: n-gram -> where its latest continuation begins
+
+    def start(self, prompts: list[list[int]], capacity: int, sampling: Sampling, noise: Noise) -> None:
+        """Index the prompts."""
+        self._text = [[] for _ in prompts]
+        self._after = [{} for _ in prompts]
+        self.commit(prompts)
+
+    def propose(self, k: int) -> Draft:
+        """k tokens for each row whose end occurred before, none for the others."""
+        guesses = [self._continue(text, after, k) for text, after in zip(self._text, self._after, strict=True)]
+        tokens, length = right_padded(guesses, self._device)
+        return Draft(tokens, torch.tensor(length, device=self._device), None)
+
+    def commit(self, tokens: list[list[int]]) -> None:
+        """Append to the text; an n-gram enters the index only once something follows it."""
+        for text, after, new in zip(self._text, self._after, tokens, strict=True):
+            for token in new:
+                for size in self._sizes:
+                    if size <= len(text):
+                        after[tuple(text[-size:])] = len(text)
+                text.append(token)
+
+    def select(self, rows: list[int]) -> None:
+        """Keep these rows, in this order."""
+        self._text = [self._text[row] for row in rows]
+        self._after = [self._after[row] for row in rows]
+
+    def _continue(self, text: Sequence[int], after: dict[tuple[int, ...], int], k: int) -> list[int]:
+        for size in self._sizes:
+            start = after.get(tuple(text[-size:])) if size <= len(text) else None
+            if start is not None:
+                period = len(text) - start
+                return [text[start + guess % period] for guess in range(k)]
+        return []

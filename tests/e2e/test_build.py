@@ -1,0 +1,164 @@
+"""Real builds of tiny random targets, in this process and in killed ones."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from factory import models
+from factory.artifact import Artifact
+from factory.build import build
+from factory.errors import FactoryError, ModelError, UnsupportedModel
+from factory.recipe import load
+
+RECIPE = """\
+name: tiny
+target: {{model: {target}}}
+data: {{prompts: bos, written_by: target, samples: 24, max_new_tokens: 16, batch: 8, held_out: 0.2}}
+stages:
+  - {{kind: drop_layers, keep: 2, score: {score}}}
+  - {{kind: distill, epochs: {epochs}, lr: 0.003, batch: 4, checkpoint_every: 5}}
+keep_raw: true
+seed: 0
+"""
+
+
+def recipe(folder: Path, target: Path, epochs: int = 2, score: str = "block_influence") -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(RECIPE.format(target=target, epochs=epochs, score=score))
+    return path
+
+
+def silent(_done: int, _total: int, _what: str) -> None:
+    pass
+
+
+def weights(artifact: Artifact) -> str:
+    return hashlib.sha256((artifact.model_folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_build_makes_a_smaller_trained_drafter_and_leaves_the_target_alone(tiny_folder: Path, tmp_path: Path) -> None:
+    before = hashlib.sha256((tiny_folder / "model.safetensors").read_bytes()).hexdigest()
+    out = tmp_path / "artifacts"
+    drafter, raw = build(load(recipe(tmp_path, tiny_folder, epochs=10), [], None), out, silent)
+    assert (drafter.name, raw.name) == ("tiny", "tiny--raw")
+    assert hashlib.sha256((tiny_folder / "model.safetensors").read_bytes()).hexdigest() == before
+    target = models.load_model(tiny_folder, dtype=torch.float32)
+    stock = AutoModelForCausalLM.from_pretrained(drafter.model_folder, dtype=torch.float32)
+    assert stock.num_parameters() == drafter.manifest["parameters"] < target.num_parameters()
+    assert stock.config.num_hidden_layers == 2 == drafter.manifest["shape"]["layers"]
+    assert drafter.manifest["bytes_on_disk"] < (tiny_folder / "model.safetensors").stat().st_size
+    assert AutoTokenizer.from_pretrained(drafter.model_folder)("ab")["input_ids"] == [91, 92]
+    kept = drafter.manifest["facts"][0]["edit"]["keep_layers"]
+    raw_model = models.load_model(raw.model_folder, dtype=torch.float32)
+    layers = "model.layers" if target.config.model_type == "llama" else "transformer.h"
+    for new, old in enumerate(kept):
+        for name, tensor in target.get_submodule(f"{layers}.{old}").state_dict().items():
+            assert torch.equal(raw_model.get_submodule(f"{layers}.{new}").state_dict()[name], tensor)
+    facts = drafter.manifest["facts"][1]
+    assert facts["held_out_after"]["forward_kl"] < facts["held_out_before"]["forward_kl"]
+    assert weights(drafter) != weights(raw)
+    drafter.verify()
+    raw.verify()
+    assert "path of" not in drafter.manifest
+    assert (drafter.folder / "recipe.yaml").read_bytes() == (tmp_path / "tiny.yaml").read_bytes()
+
+
+def test_a_second_build_does_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "artifacts"
+    loaded = load(recipe(tmp_path, tiny_folder), [], None)
+    first = build(loaded, out, silent)
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    said: list[str] = []
+    again = build(loaded, out, lambda _d, _t, what: said.append(what))
+    assert [a.name for a in again] == [a.name for a in first]
+    now = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert {p.name for p in stamps if stamps[p] != now.get(p)} <= {"identity.json"}
+    assert said == []  # not even the target was loaded
+
+
+def test_stages_before_the_first_difference_are_used_again(tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "artifacts"
+    path = recipe(tmp_path, tiny_folder)
+    (first, _) = build(load(path, [], None), out, silent)
+    stages = {p.name for p in (out / ".cache" / "stages").iterdir()}
+    (second, _) = build(load(path, ["stages.1.lr=0.001"], None), out, silent)
+    assert weights(first) != weights(second) or first.manifest["digest"] != second.manifest["digest"]
+    assert len({p.name for p in (out / ".cache" / "stages").iterdir()} - stages) == 1
+    assert "0.001" in (second.folder / "resolved.yaml").read_text()
+
+
+@pytest.mark.parametrize("tiny_folder", ["llama"], indirect=True)
+def test_a_killed_build_goes_on_and_ends_byte_identical(tiny_folder: Path, tmp_path: Path) -> None:
+    path = recipe(tmp_path, tiny_folder, epochs=120)
+    undisturbed = build(load(path, [], None), tmp_path / "whole", silent)[0]
+    cut = tmp_path / "cut"
+    command = [sys.executable, "-m", "factory.cli", "build", str(path), "--out", str(cut)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(cut.glob(".cache/stages/*.working/checkpoint.pt")):
+        assert process.poll() is None, "the build ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (cut / "tiny").exists()
+    checkpoint = torch.load(next(cut.glob(".cache/stages/*.working/checkpoint.pt")), weights_only=True)
+    steps: list[tuple[int, int]] = []
+    loaded = load(path, [], None)
+    resumed = build(
+        loaded, cut, lambda done, total, what: steps.append((done, total)) if "distilling" in what else None
+    )
+    assert steps[0][0] > checkpoint["step"] - 1 >= 4  # it did not begin again
+    assert weights(resumed[0]) == weights(undisturbed)
+
+
+def test_two_builds_in_one_folder_are_kept_apart(tiny_folder: Path, tmp_path: Path) -> None:
+    from factory.files import locked
+
+    out = tmp_path / "artifacts"
+    out.mkdir()
+    with locked(out), pytest.raises(FactoryError, match=f"another build .process {os.getpid()}. is at work"):
+        build(load(recipe(tmp_path, tiny_folder), [], None), out, silent)
+    build(load(recipe(tmp_path, tiny_folder, epochs=1, score="even"), [], None), out, silent)
+
+
+def test_damage_is_never_used_silently(tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "artifacts"
+    loaded = load(recipe(tmp_path, tiny_folder, epochs=1, score="even"), [], None)
+    drafter = build(loaded, out, silent)[0]
+    file = drafter.model_folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(FactoryError, match=r"model\.safetensors: damaged"):
+        build(loaded, out, silent)
+
+
+def test_a_target_with_other_weights_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    loaded = load(recipe(tmp_path, tiny_folder, epochs=1, score="even"), [], None)
+    drafter = build(loaded, tmp_path / "artifacts", silent)[0]
+    drafter.load_target(None, torch.float32, "cpu")
+    with pytest.raises(FactoryError, match="are not the same"):
+        drafter.load_target(str(drafter.model_folder), torch.float32, "cpu")
+
+
+def test_what_cannot_be_built_is_said_before_anything_starts(tmp_path: Path) -> None:
+    target = tmp_path / "t5"
+    target.mkdir()
+    (target / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    (target / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UnsupportedModel, match="'t5' is not supported"):
+        build(load(recipe(tmp_path, target), [], None), tmp_path / "out", silent)
+    (target / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no \.safetensors file"):
+        build(load(recipe(tmp_path, target), [], None), tmp_path / "out", silent)

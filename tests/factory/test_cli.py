@@ -1,0 +1,219 @@
+"""The command line: exit codes, what goes to which stream, and what is never imported."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from factory import __version__, cli, progress
+from factory.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+ANY = ROOT / "recipes" / "demo" / "any.yaml"
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_hidden_layers": 8,
+    "vocab_size": 512,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture
+def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """`factory("check", path)` -> (exit code, stdout, stderr), from a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+        return result.exit_code, result.stdout, result.stderr
+
+    return run
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """A folder with the config of an eight-layer Llama and no weights: enough for a forecast."""
+    folder = tmp_path / "target"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    return folder
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["build", "--help"], ["check", "recipes/demo/any.yaml"], ["check", "no"]]
+)
+def test_help_and_check_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys; from factory.cli import app\n"
+        f"try: app({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "print('heavy:', [name for name in ('torch', 'transformers', 'numpy', 'matplotlib') if name in sys.modules])"
+    )
+    done = python("-c", code)
+    assert done.stdout.endswith("heavy: []\n"), done.stdout + done.stderr
+
+
+def test_exit_codes_of_the_real_process() -> None:
+    version = python("-m", "factory.cli", "--version")
+    assert (version.returncode, version.stdout) == (0, f"drafter-factory {__version__}\n")
+    good = python("-m", "factory.cli", "check", "recipes/demo/any.yaml")
+    assert (good.returncode, good.stderr) == (0, "")
+    bad = python("-m", "factory.cli", "check", "recipes/demo/any.yaml", "--set", "stages.0.keep=none")
+    assert (bad.returncode, bad.stdout) == (2, "wrong  recipes/demo/any.yaml\n")
+    assert bad.stderr == "--set stages.0.keep: must be a number or a list, not the text 'none'\n"
+    assert python("-m", "factory.cli", "nonsense").returncode == 2
+
+
+def test_check_forecasts_from_the_config_alone(factory: Callable[..., tuple[int, str, str]], target: Path) -> None:
+    code, out, _ = factory("check", ANY, "--target", target)
+    assert code == 0
+    # Layers: 64*16*(8+4) + 3*64*128 = 36,864 each; head 512*64 = 32,768, tied.
+    c = (2 * 36_864 + 32_768) / (8 * 36_864 + 32_768)
+    assert out == f"ok     {ANY}: any: drop_layers > distill; 8 -> 2 layers, 0.1 M parameters, c = {c:.3f}\n"
+
+
+def test_check_reads_folders_and_patterns_once_and_tells_all_faults(
+    factory: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "all" / "deep").mkdir(parents=True)
+    good = "name: x\nstages: [{kind: drop_layers, keep: 2}]\n"
+    (tmp_path / "all" / "a.yaml").write_text(good)
+    (tmp_path / "all" / "b.yaml").write_text("name: x\n")
+    (tmp_path / "all" / "deep" / "c.yml").write_text(good + "sede: 1\n")
+    code, out, err = factory("check", "all/*.yaml", "all", "gone.yaml", "all/**/c.*")
+    assert code == 2
+    assert out.splitlines() == [
+        "ok     all/a.yaml: x: drop_layers; no forecast without the target's config.json",
+        "wrong  all/b.yaml",
+        "wrong  all/deep/c.yml",
+        "wrong  gone.yaml",
+    ]
+    assert err.splitlines() == [
+        "all/b.yaml:1: stages: missing: what is done to a copy of the target, in this order",
+        "all/deep/c.yml:3: sede: unknown key 'sede'; did you mean 'seed'?",
+        "gone.yaml: no recipe there; name .yaml files, or folders that hold some",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "fault"),
+    [
+        ({**LLAMA, "model_type": "mamba"}, "recipes/r.yaml:2: target: model type 'mamba' is not supported"),
+        (
+            {**LLAMA, "num_hidden_layers": 2},
+            "recipes/r.yaml:4: stages.0: drop_layers: keep is 3, the model has 2 layers",
+        ),
+        ({"model_type": "llama"}, "recipes/r.yaml:2: target: its config.json is not complete (KeyError("),
+    ],
+)
+def test_check_tells_what_the_target_cannot_do(
+    factory: Callable[..., tuple[int, str, str]], target: Path, config: dict[str, object], fault: str
+) -> None:
+    (target / "config.json").write_text(json.dumps(config))
+    Path("recipes").mkdir()
+    Path("recipes/r.yaml").write_text(
+        "name: x\ntarget: {model: ../target}\nstages:\n  - {kind: drop_layers, keep: 3}\n"
+    )
+    code, _, err = factory("check", "recipes/r.yaml")
+    assert code == 2
+    assert err.startswith(fault)
+
+
+def test_build_without_a_target_asks_for_one(factory: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = factory("build", ANY)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r".*any\.yaml:\d+: target\.model: .*give one with --target MODEL_OR_FOLDER\n", err)
+
+
+@pytest.mark.parametrize("command", ["ls", "show", "eval", "report"])
+def test_a_folder_that_is_not_there_is_the_users_to_mend(
+    factory: Callable[..., tuple[int, str, str]], command: str
+) -> None:
+    code, _, err = factory(command, "gone")
+    assert code == 2
+    assert "gone" in err
+    assert "Traceback" not in err
+
+
+def test_an_unknown_plan_is_told_before_anything_is_loaded(factory: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = factory("eval", "gone", "--plan", "hsaty")
+    assert code == 2
+    assert err.startswith("plan hsaty: no such file")
+
+
+def test_ls_of_an_empty_folder_says_how_to_fill_it(factory: Callable[..., tuple[int, str, str]]) -> None:
+    Path("mine").mkdir()
+    code, out, err = factory("ls", "mine")
+    assert (code, out) == (0, "")
+    assert err == "mine: no artifact yet; `factory build RECIPE --out mine` makes one\n"
+
+
+def raises(error: BaseException) -> Callable[[], None]:
+    def command() -> None:
+        raise error
+
+    return cli.reported(command)
+
+
+def test_each_kind_of_failure_has_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    codes = {}
+    for error in (DataError("p.txt: empty"), KeyboardInterrupt(), ZeroDivisionError("first\nsecond")):
+        with pytest.raises(cli.typer.Exit) as caught:
+            raises(error)()
+        codes[type(error).__name__] = (caught.value.exit_code, capsys.readouterr().err)
+    assert codes["DataError"] == (2, "p.txt: empty\n")
+    assert codes["KeyboardInterrupt"] == (130, "\ninterrupted: the same command goes on from where it stopped\n")
+    (log,) = (tmp_path / "drafter-factory").iterdir()
+    message = f"a fault of this program: ZeroDivisionError: first\nthe traceback is in {log}\n"
+    assert codes["ZeroDivisionError"] == (1, message)
+    assert "in command" in log.read_text()
+    assert "ZeroDivisionError: first\nsecond" in log.read_text()
+
+
+def test_without_a_cache_folder_the_log_goes_to_the_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(cli.tempfile, "gettempdir", lambda: str(tmp_path))
+    with pytest.raises(cli.typer.Exit):
+        raises(RuntimeError("x"))()
+    (log,) = tmp_path.glob("fault-*.log")
+    assert str(log) in capsys.readouterr().err
+
+
+def test_progress_in_a_pipe_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.shown_progress(quiet=False) as show:
+        for done in range(5):
+            show(done, 4, "writing")
+        show(4, 8, "training")  # goes on from a checkpoint
+        show(5, 8, "training, loss 2.2")  # a reading is no new thing
+        show(8, 8, "training, loss 2.1")
+    assert capsys.readouterr().err == "writing: 0/4\nwriting: 4/4\ntraining: 4/8\ntraining, loss 2.1: 8/8\n"
+
+
+def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.shown_progress(quiet=True) as show:
+        show(1, 2, "writing")
+    assert capsys.readouterr().err == ""
