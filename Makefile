@@ -4,7 +4,6 @@
 #   make check   set up, run lint, types, import contracts, and check every shipped recipe
 #   make bench   set up, measure the demo's drafter with the default plan: longer, narrower intervals
 #   make setup   only set up        make clean   remove .venv, caches and what the demo made
-# A smaller download where no GPU is wanted: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup
 
 SHELL := /bin/sh
 PYTHON ?= python3

@@ -234,7 +234,7 @@ def evaluate(
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="your own prompts: .jsonl or lines")
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="for the report (default: the folder judged)")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="for the report (default: the first folder judged)")] = None,
     target: TargetOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -249,8 +249,7 @@ def evaluate(
     judged = [made for folder in artifacts for made in list_artifacts(folder)]
     if not judged:
         raise FactoryError(f"{', '.join(map(str, artifacts))}: no artifact there; `factory build RECIPE` makes one")
-    first = artifacts[0]
-    out = out or (first.parent if (first / "manifest.json").is_file() else first)
+    out = out or artifacts[0]
     from eval.bench import evaluate as judge  # imports torch: only once it is sure that there is something to judge
     from eval.report import terminal_table
 

@@ -17,7 +17,8 @@ def right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[t
     """Token lists as one block [B, T] int64, padded with 0 on the right, and how many tokens of each row are real."""
     count = [len(row) for row in rows]
     width = max(count, default=0)
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device).view(-1, width), count
+    padded = [[*row, *[0] * (width - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), width), count
 
 
 class EagerReader:
@@ -41,7 +42,7 @@ class EagerReader:
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self.lengths: list[int] = []  # tokens in the cache, per row
         self._adds_mask = model.config._attn_implementation == "eager"
-        self._cache = RowCache()
+        self._cache = RowCache(model.config.num_hidden_layers)
         self._slots = torch.zeros(0, dtype=torch.long)  # [capacity] 0, 1, 2, ...
         self._positions = self._slots  # [capacity] the same, but within the context
 

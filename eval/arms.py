@@ -1,0 +1,94 @@
+"""Who takes part: the artifacts asked for, their untrained siblings where kept, and prompt lookup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from eval.measurement import MODEL, PROMPT_LOOKUP, Arm, ArmFacts
+from eval.plan import EvalPlan
+from factory.artifact import Artifact
+from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
+from factory.decoding.reader import EagerReader
+from factory.edit import Shape
+from factory.errors import ArtifactError
+from factory.forecast import cost_ratio
+
+RAW = "--raw"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One drafter, and the k it is tried at. `artifact` None is prompt lookup."""
+
+    artifact: Artifact | None
+    ks: tuple[int, ...]
+
+    @property
+    def arms(self) -> list[Arm]:
+        """One for each k."""
+        if self.artifact is None:
+            return [Arm(None, PROMPT_LOOKUP, k) for k in self.ks]
+        return [Arm(self.artifact.name, MODEL, k) for k in self.ks]
+
+    @property
+    def facts(self) -> ArmFacts:
+        """What its manifest says."""
+        if self.artifact is None:
+            return ArmFacts(parameters=0, bytes_on_disk=0, cost_ratio=None)
+        made = self.artifact.manifest
+        c = cost_ratio(Shape(**made["shape"]), Shape(**made["target_shape"]))
+        return ArmFacts(int(made["parameters"]), int(made["bytes_on_disk"]), c)
+
+
+@dataclass(frozen=True)
+class Running:
+    """An entry that can draft: its model is on the device."""
+
+    drafter: Drafter
+    model: PreTrainedModel | None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the drafter's own tensors."""
+        return int(self.model.get_memory_footprint()) if self.model is not None else 0
+
+
+def entries(artifacts: Sequence[Artifact], plan: EvalPlan) -> list[Entry]:
+    """Prompt lookup, then every artifact, each followed by its `--raw` sibling where there is one.
+
+    Every file is compared with its manifest first. Raises ArtifactError where one is damaged, where
+    two artifacts have one name, or where they were made from different targets.
+    """
+    found: dict[Path, Artifact] = {}
+    for artifact in artifacts:
+        found.setdefault(artifact.folder.resolve(), artifact)
+        sibling = artifact.folder.with_name(artifact.folder.name + RAW)
+        if plan.raw_ks and (sibling / "manifest.json").is_file():
+            found.setdefault(sibling.resolve(), Artifact.open(sibling))
+    if not found:
+        raise ArtifactError("no artifact to evaluate: `factory build RECIPE` makes one, `factory ls` lists them")
+    by_name: dict[str, Artifact] = {}
+    for artifact in found.values():
+        artifact.verify()
+        if artifact.name in by_name:
+            raise ArtifactError(f"{artifact.folder} and {by_name[artifact.name].folder} have one name: rename one")
+        by_name[artifact.name] = artifact
+    targets = {artifact.manifest["target"]["identity"]: artifact for artifact in found.values()}
+    if len(targets) > 1:
+        folders = ", ".join(str(artifact.folder) for artifact in targets.values())
+        raise ArtifactError(f"made from different targets, so not comparable: {folders}; evaluate them one by one")
+    drafters = [Entry(a, plan.raw_ks or plan.ks if a.manifest["raw"] else plan.ks) for a in found.values()]
+    return [Entry(None, plan.lookup_ks), *drafters]
+
+
+def start(entry: Entry, vocabulary: int, dtype: torch.dtype, device: str) -> Running:
+    """Load what the entry drafts with. Raises ModelError, UnsupportedModel."""
+    if entry.artifact is None:
+        return Running(PromptLookup(vocabulary=vocabulary, device=device), None)
+    model = entry.artifact.load_model(dtype, device)
+    return Running(ModelDrafter(EagerReader(model), entry.artifact.name), model)

@@ -1,0 +1,175 @@
+"""report.html: one self-contained page, no script, nothing fetched. All text is escaped here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from eval.plots import SERIES
+
+STYLE = """
+:root { color-scheme: light dark; --page: #fcfcfb; --ink: #1a1a19; --soft: #5f5e5a; --line: #dddcd6; --panel: #f3f2ee;
+  --series-0: #2a78d6; --series-1: #c8541f; --series-2: #12805c; --series-3: #7a4fd0; --series-4: #a06a00;
+  --series-5: #b83a78; --good: #12805c; --bad: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --page: #1a1a19; --ink: #efeee9; --soft: #b0aea6; --line: #3d3c39;
+  --panel: #262624; --series-0: #5fa2ee; --series-1: #f08a5d; --series-2: #45bd92; --series-3: #aa8bf0;
+  --series-4: #d9a441; --series-5: #e87fb0; --good: #45bd92; --bad: #f2786f; } }
+body { background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; max-width: 68rem;
+  margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.3rem; margin-bottom: .3rem; } h2 { font-size: 1.05rem; margin-top: 2.2rem; }
+.verdict { border-left: 5px solid var(--good); background: var(--panel); padding: .9rem 1.1rem; }
+.verdict.none { border-color: var(--bad); }
+.verdict b { font-size: 1.9rem; display: block; line-height: 1.2; }
+.soft, figcaption { color: var(--soft); }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; }
+.small { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .8rem; }
+figure { margin: 0; } svg { width: 100%; height: auto; }
+svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+.small svg text { font-size: 9px; } svg .title { fill: var(--ink); }
+.grid, .axis { stroke: var(--line); } .level { stroke: var(--soft); stroke-dasharray: 4 3; }
+.interval { stroke: var(--mark); stroke-width: 2; } .mark, .bar { fill: var(--mark); }
+.legend span { margin-right: 1.2rem; white-space: nowrap; }
+.legend i { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin-right: .35rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .55rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; } td.text, th.text { text-align: left; }
+tr.chosen td { font-weight: 700; } .bad { color: var(--bad); font-weight: 700; }
+dt { font-weight: 600; margin-top: .5rem; } dd { margin-left: 1.2rem; }
+pre { background: var(--panel); padding: .8rem; overflow-x: auto; font-size: 12px; }
+"""
+
+# results.json's name, heading, format
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("speedup", "speedup", "{:.2f}"),
+    ("speedup_low", "low", "{:.2f}"),
+    ("speedup_high", "high", "{:.2f}"),
+    ("speedup_decode", "without prefill", "{:.2f}"),
+    ("forecast_speedup", "forecast", "{:.2f}"),
+    ("alpha", "alpha", "{:.3f}"),
+    ("overlap", "overlap", "{:.3f}"),
+    ("tau", "tau", "{:.2f}"),
+    ("accepted_per_proposed", "accepted / proposed", "{:.2f}"),
+    ("tokens_per_s", "tok/s", "{:.1f}"),
+    ("baseline_tokens_per_s", "target alone tok/s", "{:.1f}"),
+    ("t_draft_s", "draft s", "{:.5f}"),
+    ("t_verify_s", "verify s", "{:.5f}"),
+    ("t_overhead_s", "rest s", "{:.5f}"),
+    ("divergences", "divergences", "{}"),
+    ("near_ties", "near-ties", "{}"),
+    ("near_tie_bound", "near-tie bound", "{:.2g}"),
+    ("repetition", "repetition", "{:.1%}"),
+    ("new_tokens", "new tokens", "{}"),
+    ("target_passes", "target passes", "{}"),
+    ("prompts", "prompts", "{}"),
+    ("repeats", "repeats", "{}"),
+    ("parameters", "parameters", "{:,}"),
+    ("bytes_on_disk", "bytes", "{:,}"),
+    ("cost_ratio", "c (bytes)", "{:.3f}"),
+    ("peak_memory_bytes", "peak bytes", "{:,}"),
+)
+
+GUIDE = {
+    "speedup": """
+        Seconds per new token of the target alone / of this drafter, each a ratio of totals over all prompts and
+        repeats; wall time from prompt in to last token out, both prefills included. Low and high: a 95 % bootstrap
+        interval over prompts, both arms resampled together. What the same machine does tomorrow is not in it.""",
+    "same output": """
+        Greedy: each output equals the target's own, token by token. Every drafter and k is first compared in float64
+        (targets up to 100 M parameters), where nothing is excused. In the dtype that is timed a divergence is excused
+        as a near-tie when the two logits lie closer than the near-tie bound: twice the largest difference between
+        1-row and (k+1)-row logits, measured in this run. Above temperature 0 outputs are equal in law, not token by
+        token: such rows carry the float64 result of their drafter and k.""",
+    "k": "Tokens proposed a round. Near the end of an output fewer are.",
+    "alpha": """
+        Accepted / (accepted + rejected) tokens, over those that were examined: those behind a rejection are not.""",
+    "overlap": """
+        Mean over examined positions of the sum over the vocabulary of min(p, q): the acceptance that the two
+        distributions predict. From an untimed pass over the first prompts.""",
+    "tau": "New tokens / target passes, the prefill being one.",
+    "c": """
+        One draft step / one target step, here in bytes read from memory. A shallow drafter's real share is larger:
+        a step has costs that do not shrink with the bytes.""",
+    "forecast": """
+        The speedup of an ideal memory-bound machine at the measured alpha:
+        (1 - alpha^(k+1)) / (1 - alpha) / (k c + 1) (arXiv 2211.17192).""",
+    "draft s, verify s, rest s": """
+        Mean seconds of a round: drafting; one target pass; sampling, acceptance and Python.""",
+    "repetition": """
+        Share of 4-grams in an output that it has said before. A weak model loops under greedy decoding, and loops
+        flatter every drafter: discount a speedup that comes with much of it.""",
+}
+
+
+def page(
+    results: dict[str, Any], plots: Sequence[tuple[str, str]], names: Sequence[str], histograms: Sequence[str]
+) -> str:
+    """The page. `plots` are (title, SVG); `names` the drafters in the order of their colours."""
+    verdict, target = results["verdict"], results["target"]
+    figures = "".join(f"<figure><h2>{escape(title)}</h2>{svg}</figure>" for title, svg in plots)
+    guide = "".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in GUIDE.items())
+    facts = {key: results[key] for key in ("target", "hardware", "versions", "git", "suites", "plan", "parity")}
+    legend = "".join(
+        f'<span><i style="background: var(--series-{i % SERIES})"></i>{escape(name)}</span>'
+        for i, name in enumerate(names)
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Drafters for {escape(str(target["model"]))}</title><style>{STYLE}</style></head><body>
+<h1>Drafters for {escape(str(target["model"]))}</h1>
+{_verdict(verdict)}
+<p class="soft">{escape(_setting(results))}</p>
+<p class="legend">{legend}</p>
+<div class="plots">{figures}</div>
+<p class="soft">Each mark is one k, pooled over suites and temperatures, on the prompts to choose by;
+bars are 95 % intervals.</p>
+<h2>How many proposed tokens a round had accepted</h2>
+<div class="small">{"".join(f"<figure>{svg}</figure>" for svg in histograms)}</div>
+<h2>Every measurement</h2>
+<div class="wide">{_table(results)}</div>
+<h2>How to read it</h2>
+<dl>{guide}</dl>
+<h2>Made with</h2>
+<pre>{escape(json.dumps(facts, indent=1))}</pre>
+</body></html>
+"""
+
+
+def _verdict(verdict: dict[str, Any]) -> str:
+    if verdict["speedup"] is None:
+        return f'<div class="verdict none"><b>No drafter</b>{escape(verdict["reason"])}</div>'
+    name = verdict["artifact"] or "prompt lookup"
+    head = f"{verdict['speedup']:.2f}x with {name}, k = {verdict['k']}"
+    return f'<div class="verdict"><b>{escape(head)}</b>{escape(verdict["reason"])}</div>'
+
+
+def _setting(results: dict[str, Any]) -> str:
+    target, hardware = results["target"], results["hardware"]
+    where = hardware.get("gpu") or f"{hardware.get('cpu')}, {hardware.get('threads')} threads"
+    model = f"{target['parameters']:,} parameters, {target['dtype']}, reader {target['reader']}, batch 1, on {where}."
+    skipped = results["skipped_prompts"]
+    return f"{model} {skipped} prompts did not fit the context and were skipped." if skipped else model
+
+
+def _table(results: dict[str, Any]) -> str:
+    verdict = results["verdict"]
+    heads = "".join(f"<th>{escape(heading)}</th>" for _, heading, _ in COLUMNS)
+    texts = "".join(
+        f'<th class="text">{escape(h)}</th>' for h in ("drafter", "k", "suite", "T", "prompts to", "same output")
+    )
+    lines = []
+    for row in results["rows"]:
+        chosen = row["drafter"] is not None and all(row[key] == verdict[key] for key in ("artifact", "drafter", "k"))
+        same = {True: "yes", False: '<span class="bad">NO</span>', None: "unknown"}[row["matches_target"]]
+        name = row["artifact"] or {None: "target alone"}.get(row["drafter"], str(row["drafter"]).replace("_", " "))
+        if row["warning"]:
+            name += f" ({row['warning']})"
+        first = (name, row["k"] or "", row["suite"], f"{row['temperature']:g}", row["prompt_set"])
+        cells = "".join(f'<td class="text">{escape(str(value))}</td>' for value in first)
+        cells += f'<td class="text">{same}</td>'
+        cells += "".join(
+            f"<td>{'' if row[key] is None else escape(form.format(row[key]))}</td>" for key, _, form in COLUMNS
+        )
+        lines.append(f'<tr class="{"chosen" if chosen else ""}">{cells}</tr>')
+    return f"<table><thead><tr>{texts}{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"

@@ -1,0 +1,152 @@
+"""Figures as SVG text and as PNG. SVG takes its colours from the page's CSS, so that it follows light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+WIDTH, HEIGHT = 460, 300
+LEFT, RIGHT, TOP, BOTTOM = 48, 14, 14, 44
+SERIES = 6  # colours in the page's CSS: --series-0 ...
+
+
+@dataclass(frozen=True)
+class Point:
+    """One (drafter, k): a speedup and its interval over some cost."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    series: int
+    label: str  # beside the mark: the k
+    words: str  # on hover
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line."""
+
+    y: float
+    words: str
+
+
+def scatter(points: Sequence[Point], levels: Sequence[Level], x_title: str, *, log: bool) -> str:
+    """Speedup over a cost, with intervals; `log` for sizes that span decades."""
+    if not points:
+        return "<p>No drafter with a size of its own was measured.</p>"
+    shown = [math.log10(point.x) if log else point.x for point in points]
+    # A cost begins at 0, a size half a decade below the smallest: one drafter alone still has a scale around it.
+    x_low, x_high = (min(shown) - 0.5, max(shown) + 0.5) if log else (0.0, 1.25 * max(shown))
+    y_high = 1.08 * max([1.1, *(point.high for point in points), *(level.y for level in levels)])
+
+    def x(value: float) -> float:
+        return LEFT + (value - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+
+    def y(value: float) -> float:
+        return HEIGHT - BOTTOM - value / y_high * (HEIGHT - TOP - BOTTOM)
+
+    parts = []
+    for value in _ticks(0, y_high, 6):
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}x</text>')
+    for value in _ticks(x_low, x_high, 5):
+        text = _bytes(10**value) if log else f"{value:g}"
+        parts.append(f'<text x="{x(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>')
+    for level in levels:
+        parts.append(
+            f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(level.y):.1f}" y2="{y(level.y):.1f}"/>'
+        )
+        parts.append(
+            f'<text x="{WIDTH - RIGHT}" y="{y(level.y) - 4:.1f}" text-anchor="end">{escape(level.words)}</text>'
+        )
+    for point, value, aside in zip(points, shown, _asides(points), strict=True):
+        at = x(value) + 24 * aside
+        colour = f'style="--mark: var(--series-{point.series % SERIES})"'
+        parts.append(
+            f"<g {colour}><title>{escape(point.words)}</title>"
+            f'<line class="interval" x1="{at:.1f}" x2="{at:.1f}" y1="{y(point.low):.1f}" y2="{y(point.high):.1f}"/>'
+            f'<circle class="mark" cx="{at:.1f}" cy="{y(point.y):.1f}" r="4"/>'
+            f'<text x="{at:.1f}" y="{y(point.high) - 5:.1f}" text-anchor="middle">{escape(point.label)}</text></g>'
+        )
+    title = f'<text x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_title)}</text>'
+    return _svg(WIDTH, HEIGHT, f"speedup over {x_title}", [*parts, title])
+
+
+def histogram(counts: Sequence[int], title: str, series: int) -> str:
+    """Share of rounds by accepted length; counts[n] rounds accepted n tokens."""
+    total = sum(counts) or 1
+    width, height, base = 180, 110, 84
+    slot = (width - 8) / max(1, len(counts))
+    parts = [f'<text class="title" x="4" y="12">{escape(title)}</text>']
+    for length, count in enumerate(counts):
+        share = count / total
+        bar, left, middle = share * (base - 30), 5 + length * slot, 4 + (length + 0.5) * slot
+        words = f"{length} accepted: {count} rounds, {share:.0%}"
+        parts += [
+            f'<g style="--mark: var(--series-{series % SERIES})"><title>{words}</title>',
+            f'<rect class="bar" x="{left:.1f}" y="{base - bar:.1f}" width="{slot - 2:.1f}" height="{bar:.1f}"/></g>',
+            f'<text x="{middle:.1f}" y="{base + 14}" text-anchor="middle">{length}</text>',
+        ]
+        if slot > 18:
+            parts.append(f'<text x="{middle:.1f}" y="{base - bar - 3:.1f}" text-anchor="middle">{share:.0%}</text>')
+    parts.append(f'<line class="axis" x1="4" x2="{width - 4}" y1="{base}" y2="{base}"/>')
+    return _svg(width, height, title, parts)
+
+
+def _svg(width: int, height: int, words: str, parts: Sequence[str]) -> str:
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(words)}">{"".join(parts)}</svg>'
+
+
+def png(points: Sequence[Point], names: Sequence[str], levels: Sequence[Level], x_title: str, path: Path) -> None:
+    """The scatter for a README or a slide."""
+    from matplotlib.figure import Figure  # takes most of a second to import
+
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    width = 1.25 * max((point.x for point in points), default=1.0)
+    placed = [(point, point.x + 0.04 * width * aside) for point, aside in zip(points, _asides(points), strict=True)]
+    for series, name in enumerate(names):
+        mine = [(point, x) for point, x in placed if point.series == series]
+        if mine:
+            errors = ([p.y - p.low for p, _ in mine], [p.high - p.y for p, _ in mine])
+            axes.errorbar([x for _, x in mine], [p.y for p, _ in mine], yerr=errors, fmt="o", capsize=3, label=name)
+    for point, at in placed:
+        place = {"textcoords": "offset points", "xytext": (0, 3), "ha": "center", "fontsize": 7}
+        axes.annotate(point.label, (at, point.high), **place)
+    for level in levels:
+        axes.axhline(level.y, linewidth=1, linestyle="--", color="grey")
+        axes.annotate(
+            level.words, (1, level.y), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7
+        )
+    axes.set(xlabel=x_title, ylabel="measured speedup", xlim=(0, width), ylim=(0, None))
+    if points:
+        axes.legend(fontsize=8)
+    figure.savefig(path)
+
+
+def _asides(points: Sequence[Point]) -> list[float]:
+    """Steps to the side for marks that share their x (one drafter, several k), so that no interval hides another."""
+    places = [sum(other.x == point.x for other in points[:i]) for i, point in enumerate(points)]
+    shares = [sum(other.x == point.x for other in points) for point in points]
+    return [place - (share - 1) / 2 for place, share in zip(places, shares, strict=True)]
+
+
+def _ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers between low and high."""
+    raw = (high - low) / about
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw)
+    first = math.ceil(low / step)
+    return [round(step * i, 10) for i in range(first, math.floor(high / step) + 1)]
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

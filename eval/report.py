@@ -1,0 +1,177 @@
+"""results.json, tokens.jsonl, report.html, a PNG, and the table on the terminal.
+
+Everything drawn is drawn from the two files alone, so that a report can be made again anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from eval.measurement import CHOOSE, CONFIRM, MODEL, PROMPT_LOOKUP, Cell
+from eval.page import page
+from eval.plots import Level, Point, histogram, png, scatter
+from factory.errors import DataError
+from factory.files import write_atomically
+
+RESULTS, TOKENS, REPORT, PLOT = "results.json", "tokens.jsonl", "report.html", "speedup.png"
+
+SIZE = "bytes of the drafter on disk"
+COST = "c: bytes of a draft step / bytes of a target step"
+
+Row = dict[str, Any]
+
+
+def write(results: dict[str, Any], cells: Sequence[Cell], out: Path) -> None:
+    """All files of an evaluation into `out`; results.json last."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / TOKENS, "".join(json.dumps(line) + "\n" for cell in cells for line in token_lines(cell)))
+    draw(results, out / TOKENS, out)
+    write_atomically(out / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
+
+
+def token_lines(cell: Cell) -> list[Row]:
+    """Every output of a cell's first timed repeat: enough to check what its row claims about tokens."""
+    return [
+        {
+            "prompt_ids": one.generation.prompt,
+            "output_ids": one.generation.tokens,
+            "artifact": cell.arm.artifact,
+            "drafter": cell.arm.drafter,
+            "suite": cell.suite,
+            "k": cell.arm.k,
+            "temperature": cell.temperature,
+            "new_tokens": len(one.generation.tokens),
+            "target_passes": one.generation.target_passes,
+            "accepted": one.generation.accepted,
+            "proposed": one.generation.proposed,
+            "prompt_set": cell.stage,
+            "request": one.request,
+        }
+        for one in cell.outputs
+    ]
+
+
+def redraw(folder: Path) -> Path:
+    """report.html again from the files in `folder`; returns its path. Raises DataError where they are missing."""
+    try:
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / RESULTS}: cannot be read ({error}); `factory eval` writes it") from error
+    return draw(results, folder / TOKENS, folder)
+
+
+def draw(results: dict[str, Any], tokens_path: Path, out: Path) -> Path:
+    """report.html and the PNG from results and tokens.jsonl alone; returns the report's path."""
+    names = list(dict.fromkeys(drafter_name(row) for row in results["candidates"]))
+    levels = _levels(results)
+    by_cost = _points(results, names, "cost_ratio")
+    plots = [
+        ("What its size buys", scatter(_points(results, names, "bytes_on_disk"), levels, SIZE, log=True)),
+        ("What its cost per token buys", scatter(by_cost, levels, COST, log=False)),
+    ]
+    write_atomically(out / REPORT, page(results, plots, names, _histograms(tokens_path, names)))
+    png(by_cost, names, levels, COST, out / PLOT)
+    return out / REPORT
+
+
+def drafter_name(row: Row) -> str:
+    """What a row is called: its artifact, or what drafts without one."""
+    return str(row["artifact"] or {None: "target alone", PROMPT_LOOKUP: "prompt lookup"}[row["drafter"]])
+
+
+def _points(results: dict[str, Any], names: list[str], x_key: str) -> list[Point]:
+    """Model drafters, pooled over suites and temperatures, on the prompts to choose by."""
+    return [
+        Point(
+            x=row[x_key],
+            y=row["speedup"],
+            low=row["speedup"] if row["speedup_low"] is None else row["speedup_low"],
+            high=row["speedup"] if row["speedup_high"] is None else row["speedup_high"],
+            series=names.index(drafter_name(row)),
+            label=f"k={row['k']}",
+            words=f"{drafter_name(row)}, k = {row['k']}: {interval(row)}",
+        )
+        for row in results["candidates"]
+        if row["prompt_set"] == CHOOSE and row["drafter"] == MODEL
+    ]
+
+
+def _levels(results: dict[str, Any]) -> list[Level]:
+    lookups = [row["speedup"] for row in results["candidates"] if row["drafter"] == PROMPT_LOOKUP]
+    levels = [Level(1.0, "target alone")]
+    return [*levels, Level(max(lookups), "prompt lookup, best k")] if lookups else levels
+
+
+def _histograms(tokens_path: Path, names: list[str]) -> list[str]:
+    """Accepted tokens per round, one figure for each drafter, k and temperature."""
+    counts: dict[tuple[str, int, float], list[int]] = {}
+    try:
+        lines = tokens_path.read_text(encoding="utf-8").splitlines()
+        for line in map(json.loads, lines):
+            if line["drafter"] is not None and line["prompt_set"] == CHOOSE:
+                key = (drafter_name(line), line["k"], line["temperature"])
+                found = counts.setdefault(key, [0] * (line["k"] + 1))
+                for accepted in line["accepted"]:
+                    found[accepted] += 1
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{tokens_path}: not what `factory eval` writes ({error!r}); run it again") from error
+    return [
+        histogram(found, f"{name}, k = {k}, {'greedy' if t == 0 else f'temperature {t:g}'}", names.index(name))
+        for (name, k, t), found in sorted(counts.items(), key=lambda item: (names.index(item[0][0]), item[0][1:]))
+    ]
+
+
+def interval(row: Row) -> str:
+    """A speedup with its interval."""
+    if row["speedup_low"] is None:
+        return f"{row['speedup']:.2f}x"
+    return f"{row['speedup']:.2f}x ({row['speedup_low']:.2f} to {row['speedup_high']:.2f})"
+
+
+def terminal_table(results: dict[str, Any]) -> Group:
+    """The report's table and the verdict, for rich."""
+    table = Table(title="speedup over the target alone, 95 % interval", title_justify="left", pad_edge=False)
+    for heading in ("drafter", "suite", "T", "k"):
+        table.add_column(heading, no_wrap=heading != "drafter")
+    for heading in ("speedup", "same output", "alpha", "tau", "overlap", "tok/s", "draft ms", "verify ms", "repeats"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    previous = None
+    for row in results["rows"]:
+        group = (row["prompt_set"], row["suite"], row["temperature"])
+        if previous not in (None, group):
+            table.add_section()
+        previous = group
+        suite = row["suite"] + (" (fresh)" if row["prompt_set"] == CONFIRM else "")
+        cells = [drafter_name(row), suite, f"{row['temperature']:g}", _cell(row["k"], "{}"), interval(row)]
+        cells += [same_output(row), _cell(row["alpha"]), _cell(row["tau"]), _cell(row["overlap"])]
+        cells += [
+            _cell(row["tokens_per_s"], "{:.0f}"),
+            _milliseconds(row["t_draft_s"]),
+            _milliseconds(row["t_verify_s"]),
+        ]
+        table.add_row(*map(Text, [*cells, _cell(row["repetition"], "{:.0%}")]))
+    return Group(table, Text(), Text(results["verdict"]["reason"], style="bold"))
+
+
+def same_output(row: Row) -> str:
+    """Whether the output was the target's own, near-ties counted."""
+    if row["matches_target"] is None:
+        return "unknown"
+    if not row["matches_target"]:
+        return "NO"
+    return f"yes, {row['near_ties']} near-ties" if row["near_ties"] else "yes"
+
+
+def _cell(value: Any, form: str = "{:.2f}") -> str:
+    return "" if value is None else form.format(value)
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1000 * seconds:.2f}"

@@ -1,0 +1,200 @@
+"""Whole evaluations of tiny artifacts: really built, really decoded, really timed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from eval.arms import entries
+from eval.bench import evaluate
+from eval.plan import EvalPlan, load_plan
+from eval.report import REPORT, RESULTS, TOKENS, draw, redraw, terminal_table
+from factory.artifact import Artifact, write_manifest
+from factory.build import build
+from factory.errors import ArtifactError, DataError
+from factory.recipe import load
+
+RECIPE = """\
+name: tiny
+target: {{model: {target}}}
+data: {{prompts: bos, written_by: target, samples: 8, max_new_tokens: 12, batch: 8, held_out: 0.2}}
+stages:
+  - {{kind: drop_layers, keep: 2, score: even}}
+  - {{kind: distill, epochs: 1, lr: 0.003, batch: 4}}
+keep_raw: true
+"""
+
+# What readers of results.json and tokens.jsonl rely on.
+ROW_FIELDS = """artifact drafter suite k temperature batch device dtype reader baseline_reader prompts repeats
+    matches_target divergences near_ties near_tie_bound new_tokens target_passes tokens_per_s baseline_tokens_per_s
+    speedup speedup_low speedup_high speedup_decode alpha accepted_per_proposed overlap tau t_draft_s t_verify_s
+    t_overhead_s repetition parameters bytes_on_disk peak_memory_bytes forecast_speedup"""
+TOKEN_FIELDS = "prompt_ids output_ids artifact drafter suite k temperature new_tokens target_passes accepted"
+
+
+def silent(_done: int, _total: int, _what: str) -> None:
+    pass
+
+
+@pytest.fixture
+def built(tiny_folder: Path, tmp_path: Path) -> Artifact:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(RECIPE.format(target=tiny_folder))
+    drafter, _raw = build(load(recipe, [], None), tmp_path / "artifacts", silent)
+    return drafter
+
+
+def judge(artifact: Artifact, out: Path, **changes: Any) -> dict[str, Any]:
+    plan = EvalPlan.model_validate({**load_plan("smoke").model_dump(), **changes})
+    return evaluate([artifact], plan, target=None, out=out, prompts_file=None, progress=silent)
+
+
+def test_an_evaluation_is_complete_and_true(built: Artifact, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    results = judge(built, out)
+
+    assert results == json.loads((out / RESULTS).read_text())
+    assert {"schema_version", "hardware", "verdict", "rows"} <= set(results)
+    assert {"artifact", "k", "speedup", "speedup_low", "speedup_high", "reason"} <= set(results["verdict"])
+    rows = results["rows"]
+    assert all(set(row) >= set(ROW_FIELDS.split()) for row in rows)
+    arms = {(None, None, None), (None, "prompt_lookup", 2)}
+    arms |= {("tiny", "model", 1), ("tiny", "model", 3), ("tiny--raw", "model", 2)}
+    for temperature in (0.0, 1.0):
+        here = [row for row in rows if row["prompt_set"] == "choose" and row["temperature"] == temperature]
+        assert {(row["artifact"], row["drafter"], row["k"]) for row in here} == arms
+    assert len(rows) in (10, 16)  # 5 arms, and the best two with their baseline again where any was faster
+    assert all(row["matches_target"] is True for row in rows)
+    assert all((row["divergences"] is None) == (row["temperature"] > 0 or row["drafter"] is None) for row in rows)
+    assert all(found["passed"] and found["dtype"] == "float64" for found in results["parity"])
+    assert results["suites"][0]["version"] == 1 and results["target"]["reader"] == "eager"
+
+    lines = [json.loads(line) for line in (out / TOKENS).read_text().splitlines()]
+    assert all(set(line) >= set(TOKEN_FIELDS.split()) for line in lines)
+    check_rows_against_tokens(rows, lines)
+    check_greedy_against_generate(lines, tiny_folder)
+
+    html = (out / REPORT).read_text()
+    assert "http" not in html.replace("http://www.w3.org", "") and "<script" not in html
+    assert redraw(out).read_text() == html
+    results["target"]["model"] = "<script>alert(1)</script>"
+    assert "<script" not in draw(results, out / TOKENS, tmp_path).read_text()
+    console = Console(width=200, record=True, file=(tmp_path / "table.txt").open("w"))
+    console.print(terminal_table(results))
+    shown = console.export_text()
+    assert "tiny--raw" in shown and "prompt lookup" in shown and "target" in shown
+
+    for name in ("tiny", "tiny--raw"):
+        artifact = Artifact.open(built.folder.parent / name)
+        assert artifact.evals()[-1]["verdict"] == results["verdict"]
+        assert results["verdict"]["reason"] in (artifact.folder / "README.md").read_text()
+
+
+def check_rows_against_tokens(rows: list[dict[str, Any]], lines: list[dict[str, Any]]) -> None:
+    keys = ("artifact", "drafter", "suite", "k", "temperature", "prompt_set")
+    for row in rows:
+        mine = [line for line in lines if all(line[key] == row[key] for key in keys)]
+        assert len(mine) == row["prompts"]
+        assert sum(len(line["output_ids"]) for line in mine) == row["new_tokens"]
+        assert sum(line["target_passes"] for line in mine) == row["target_passes"]
+        if row["alpha"] is not None:
+            accepted = sum(sum(line["accepted"]) for line in mine)
+            proposed = sum(sum(line["proposed"]) for line in mine)
+            assert row["accepted_per_proposed"] == pytest.approx(accepted / proposed)
+    chosen = {tuple(line["prompt_ids"]) for line in lines if line["prompt_set"] == "choose"}
+    assert not chosen & {tuple(line["prompt_ids"]) for line in lines if line["prompt_set"] == "confirm"}
+
+
+def check_greedy_against_generate(lines: list[dict[str, Any]], folder: Path) -> None:
+    """transformers alone, knowing nothing of this project, writes the same."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    greedy = [line for line in lines if line["temperature"] == 0]
+    distinct = set()
+    for line in greedy:
+        prompt = torch.tensor([line["prompt_ids"]])
+        with torch.no_grad():
+            written = model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=12, pad_token_id=0
+            )
+        assert written[0, prompt.shape[1] :].tolist() == line["output_ids"]
+        distinct |= set(line["output_ids"])
+    assert len(distinct) >= 15
+
+
+def test_own_prompts_replace_the_suites_and_those_that_do_not_fit_are_counted(built: Artifact, tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("one\ntwo words\nthree\n" + "x" * 200 + "\nfour\n")
+    plan = EvalPlan(
+        ks=(2,),
+        raw_ks=(),
+        temperatures=(0.0,),
+        max_new_tokens=6,
+        repeats=2,
+        confirm_repeats=1,
+        threads=1,
+        dtype="float64",
+    )
+    results = evaluate([built], plan, target=None, out=tmp_path / "out", prompts_file=path, progress=silent)
+    (suite,) = results["suites"]
+    assert (suite["name"], suite["version"], suite["skipped_prompts"]) == ("mine", None, 1)
+    assert (suite["prompts"], suite["confirm_prompts"]) == (2, 2)
+    assert results["skipped_prompts"] == 1
+    assert not any(row["artifact"] == "tiny--raw" for row in results["rows"])
+    assert all(row["dtype"] == "float64" and row["near_tie_bound"] is None for row in results["rows"])
+
+
+def test_prompts_too_long_for_the_context_stop_the_run_before_it_starts(built: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="suite code: 0 different prompts fit"):
+        judge(built, tmp_path / "out", suites=("code",), max_new_tokens=20)
+    assert not (tmp_path / "out").exists()
+
+
+SIZES = "layers hidden heads kv_heads head_dim ffn ffn_matrices embedding_rows head_rows positions"
+SHAPE = dict.fromkeys(SIZES.split(), 4) | {"tied": False, "bits": 32.0}
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Callable[..., Artifact]:
+    """An artifact folder whose weights are never loaded."""
+
+    def make(name: str, parent: str = "a", identity: str = "ab", raw: bool = False) -> Artifact:
+        folder = tmp_path / parent / name
+        (folder / "model").mkdir(parents=True)
+        (folder / "model" / "model.safetensors").write_bytes(b"weights")
+        target = {"model": "m", "path": None, "revision": None, "identity": identity, "parameters": 10}
+        facts = {"dtype": "float32", "parameters": 5, "bytes_on_disk": 20, "shape": SHAPE, "target_shape": SHAPE}
+        return write_manifest(folder, {"name": name, "raw": raw, "target": target, **facts})
+
+    return make
+
+
+def test_the_raw_sibling_takes_part_once_with_its_own_k(stub: Callable[..., Artifact]) -> None:
+    trained, raw = stub("x"), stub("x--raw", raw=True)
+    plan = EvalPlan(ks=(2, 3), raw_ks=(4,), lookup_ks=(5,))
+    for given in ([trained], [trained, raw]):
+        field = entries(given, plan)
+        assert [(entry.artifact and entry.artifact.name, entry.ks) for entry in field] == [
+            (None, (5,)),
+            ("x", (2, 3)),
+            ("x--raw", (4,)),
+        ]
+    assert [entry.artifact and entry.artifact.name for entry in entries([trained], EvalPlan(raw_ks=()))] == [None, "x"]
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_loaded(stub: Callable[..., Artifact]) -> None:
+    plan = EvalPlan()
+    with pytest.raises(ArtifactError, match="no artifact to evaluate"):
+        entries([], plan)
+    with pytest.raises(ArtifactError, match="different targets"):
+        entries([stub("x"), stub("y", identity="cd")], plan)
+    with pytest.raises(ArtifactError, match="one name"):
+        entries([stub("z"), stub("z", parent="b")], plan)
+    damaged = stub("w")
+    (damaged.model_folder / "model.safetensors").write_bytes(b"weightz")
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: damaged"):
+        entries([damaged], plan)

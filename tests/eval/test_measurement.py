@@ -1,0 +1,88 @@
+"""A row by hand, and what the benchmark's own instruments count."""
+
+import pytest
+import torch
+
+from eval.bench import OverlapMeter, Stopwatch
+from eval.measurement import CHOOSE, MODEL, Arm, ArmFacts, Cell, Setting, Timed, acceptance, measure
+from factory.decoding.decoder import Generation
+from factory.decoding.rejection import Draft
+from factory.forecast import modelled_speedup
+
+SETTING = Setting("cpu", "float32", "eager", 0)
+
+
+def test_alpha_counts_examined_tokens_only() -> None:
+    # Rounds: 2 of 4 accepted (one rejected, one never examined), 3 of 3 (none rejected), 0 of 4 (one rejected).
+    found = acceptance([Generation([1], [5] * 9, 4, [2, 3, 0], [4, 3, 4])])
+    assert (found.accepted, found.rejected, found.proposed) == (5, 2, 11)
+    assert found.alpha == pytest.approx(5 / 7)
+    assert found.per_proposed == pytest.approx(5 / 11)
+
+
+def test_nothing_proposed_has_no_alpha() -> None:
+    found = acceptance([Generation([1], [5, 6, 7], 3, [0, 0], [0, 0])])
+    assert found.alpha is None and found.per_proposed is None
+
+
+def test_a_row_by_hand() -> None:
+    base_output = Generation([1], [7, 8, 9, 7], 4, [0, 0, 0], [0, 0, 0])
+    output = Generation([1], [7, 8, 9, 7], 3, [0, 1], [2, 1])
+    base = Cell(Arm(), "s", 0.0, CHOOSE, [[Timed(0, base_output, 4.0, 1.0, 0.0, 3.0)]], lossless=True)
+    repeats = [[Timed(0, output, 2.0, 1.2, 0.2, 0.4)], [Timed(0, output, 3.0, 1.4, 0.6, 0.8)]]
+    cell = Cell(Arm("a", MODEL, 2), "s", 0.0, CHOOSE, repeats, overlap=0.5, lossless=True)
+    row = measure(cell, base, ArmFacts(10, 20, 0.1), SETTING)
+    assert (row.new_tokens, row.target_passes, row.tau) == (4, 3, pytest.approx(4 / 3))
+    assert row.speedup == pytest.approx((4 / 4) / (5 / 8))
+    assert (row.speedup_low, row.prompts, row.repeats) == (None, 1, 2)
+    # Without the prefill and its token: 3 s for 3 tokens against (0.8 + 1.6) s for 6.
+    assert row.speedup_decode == pytest.approx((3 / 3) / (2.4 / 6))
+    assert row.tokens_per_s == pytest.approx(8 / 5) and row.baseline_tokens_per_s == pytest.approx(1)
+    # Four rounds in two repeats.
+    assert row.t_draft_s == pytest.approx(0.8 / 4)
+    assert row.t_verify_s == pytest.approx(1.2 / 4)
+    assert row.t_overhead_s == pytest.approx((2.4 - 0.8 - 1.2) / 4)
+    assert row.alpha == pytest.approx(1 / 2)
+    assert row.forecast_speedup == pytest.approx(modelled_speedup(0.5, 2, 0.1))
+    alone = measure(base, base, ArmFacts(100, None, None), SETTING)
+    assert alone.speedup == 1 and alone.tau == 1
+    assert (alone.drafter, alone.k, alone.alpha, alone.t_draft_s, alone.forecast_speedup) == (None,) * 5
+
+
+def test_an_output_of_one_token_has_no_decode_time() -> None:
+    one = Generation([1], [2], 1, [], [])
+    cell = Cell(Arm("a", MODEL, 2), "s", 0.0, CHOOSE, [[Timed(0, one, 1.0, 1.0, 0.0, 0.0)]], lossless=True)
+    row = measure(cell, cell, ArmFacts(1, 1, 0.1), SETTING)
+    assert (row.speedup, row.speedup_decode, row.t_verify_s, row.repetition) == (1.0, None, None, None)
+
+
+def test_overlap_by_hand() -> None:
+    p = torch.tensor([[[0.5, 0.5, 0.0], [0.1, 0.2, 0.7], [1.0, 0.0, 0.0]]])
+    q = torch.tensor([[[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]]])
+    draft = Draft(torch.tensor([[1, 1]]), torch.tensor([2]), q)
+    meter = OverlapMeter(frozenset())
+    assert meter.overlap is None
+    meter(draft, p, torch.tensor([1]))  # the first guess fell: .2 + .3, the second was not examined
+    assert meter.overlap == pytest.approx(0.5)
+    meter(draft, p, torch.tensor([3]))  # both stood: .5 and .2
+    assert meter.overlap == pytest.approx((0.5 + 0.5 + 0.2) / 3)
+    sure = Draft(draft.tokens, draft.length, None)
+    meter(sure, p, torch.tensor([2]))  # point masses on token 1: .5 and .2
+    assert meter.overlap == pytest.approx((1.2 + 0.7) / 5)
+
+
+def test_overlap_ends_at_an_accepted_eos() -> None:
+    p = torch.full((1, 4, 3), 1 / 3)
+    meter = OverlapMeter(frozenset({2}))
+    meter(Draft(torch.tensor([[0, 2, 1]]), torch.tensor([3]), torch.eye(3)[None, [0, 2, 1]]), p, torch.tensor([4]))
+    assert meter._positions == 2
+
+
+def test_a_stopwatch_adds_up_by_name() -> None:
+    watch = Stopwatch("cpu")
+    for what in ("draft", "verify", "draft"):
+        before = watch.seconds[what]
+        with watch.span(what):
+            sum(range(1000))
+        assert watch.seconds[what] > before
+    assert set(watch.seconds) == {"draft", "verify"}

@@ -1,0 +1,132 @@
+"""The audit on real tiny models, with faults planted in the reader."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from eval.arms import Entry
+from eval.parity import Greedy, audit, check, first_divergence, forced_logits, near_tie_bounds, uncached_audit
+from factory.decoding.decoder import Generation, Limits
+from factory.decoding.drafters import ModelDrafter, PromptLookup
+from factory.decoding.reader import EagerReader
+
+Tiny = Callable[..., PreTrainedModel]
+LIMITS = Limits(max_new_tokens=24, eos=frozenset({2}), context=160)
+PROMPTS = [[5, 9, 17, 5, 9], [1, 0, 33], [60, 61, 62, 63, 60, 61]]
+
+
+class ShiftedReader(EagerReader):
+    """Planted fault: a pass of several rows over a filled cache reads its last token as another one."""
+
+    def feed(self, tokens: torch.Tensor, count: list[int] | None = None) -> torch.Tensor:
+        if tokens.shape[1] > 1:
+            tokens = tokens.clone()
+            tokens[:, -1] = (tokens[:, -1] + 1) % self.vocabulary
+        return super().feed(tokens, count)
+
+
+def swapped(output: Generation, position: int, token: int) -> Generation:
+    tokens = [*output.tokens[:position], token, *output.tokens[position + 1 :]]
+    return Generation(output.prompt, tokens, output.target_passes)
+
+
+def test_first_divergence_sees_ends_too() -> None:
+    assert first_divergence([1, 2], [1, 2]) is None
+    assert first_divergence([1, 2, 3], [1, 5, 3]) == 1
+    assert first_divergence([1, 2], [1, 2, 3]) == 2
+
+
+def test_forced_logits_are_those_of_an_uncached_pass_however_many_rows(tiny: Tiny) -> None:
+    model = tiny()
+    (output,) = Greedy(EagerReader(model), LIMITS).alone(PROMPTS[:1])
+    ids = torch.tensor([[*output.prompt, *output.tokens]])
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits[0, len(output.prompt) - 1 : -1]
+    for rows in (1, 3, 5):
+        found = forced_logits(EagerReader(model), output.prompt, output.tokens, rows)
+        assert torch.allclose(found, expected, atol=1e-9, rtol=0)
+
+
+def test_bounds_are_the_rounding_of_the_dtype(tiny: Tiny) -> None:
+    bounds = {}
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        reader = EagerReader(tiny(dtype=dtype))
+        bounds[dtype] = near_tie_bounds(reader, Greedy(reader, LIMITS).alone(PROMPTS), [4])[4]
+    assert bounds[torch.float64] < 1e-10
+    assert bounds[torch.float64] < bounds[torch.float32] < 1e-2 < bounds[torch.bfloat16] or bounds[torch.bfloat16] == 0
+
+
+def test_a_reader_that_misreads_blocks_excuses_nothing(tiny: Tiny) -> None:
+    model = tiny(dtype=torch.float32)
+    outputs = Greedy(EagerReader(model), LIMITS).alone(PROMPTS)
+    assert near_tie_bounds(ShiftedReader(model), outputs, [2]) == {2: 0.0}
+
+
+def test_equal_outputs_pass_and_a_wrong_token_does_not(tiny: Tiny) -> None:
+    model = tiny(dtype=torch.float32)
+    reader = EagerReader(model)
+    outputs = Greedy(reader, LIMITS).alone(PROMPTS)
+    bound = near_tie_bounds(reader, outputs, [3])[3]
+    assert audit(reader, outputs, outputs, bound).passed
+    logits = forced_logits(reader, outputs[0].prompt, outputs[0].tokens, 1)[6]
+    changed = [swapped(outputs[0], 6, int(logits.argmin())), *outputs[1:]]
+    found = audit(reader, outputs, changed, bound)
+    assert (found.compared, found.divergences, found.near_ties, found.passed) == (3, 1, 0, False)
+    assert found.detail[0].startswith("token 6: ")
+    assert not uncached_audit(model, changed, bound).passed
+    assert uncached_audit(model, outputs, bound).passed
+
+
+def test_equal_logits_are_a_near_tie_in_float32_and_a_fault_in_float64(tiny: Tiny) -> None:
+    for dtype, excused in ((torch.float32, True), (torch.float64, False)):
+        model = tiny(dtype=dtype)
+        head = torch.nn.Linear(32, 96, bias=False, dtype=dtype)
+        head.weight.data = model.get_output_embeddings().weight.detach().clone()
+        model.set_output_embeddings(head)  # GPT-2 ties it to the embedding: give it one of its own
+        reader = EagerReader(model)
+        (before,) = Greedy(reader, LIMITS).alone(PROMPTS[:1])
+        place, token = next((i, t) for i, t in enumerate(before.tokens) if t < 95)
+        twin = 95
+        head.weight.data[twin] = head.weight.data[token]
+        (reference,) = Greedy(reader, LIMITS).alone(PROMPTS[:1])
+        assert reference.tokens[: place + 1] == before.tokens[: place + 1]  # the lowest index wins the tie
+        bound = near_tie_bounds(reader, [reference], [4])[4] if excused else None
+        found = audit(reader, [reference], [swapped(reference, place, twin)], bound)
+        assert (found.divergences, found.near_ties, found.passed) == (1, int(excused), excused)
+
+
+def test_an_output_that_ends_early_fails(tiny: Tiny) -> None:
+    reader = EagerReader(tiny(dtype=torch.float32))
+    outputs = Greedy(reader, LIMITS).alone(PROMPTS[:1])
+    short = [Generation(outputs[0].prompt, outputs[0].tokens[:-1], 1)]
+    assert "ends after" in audit(reader, outputs, short, 1.0).detail[0]
+
+
+def test_nothing_compared_is_not_a_pass(tiny: Tiny) -> None:
+    assert not audit(EagerReader(tiny()), [], [], None).passed
+
+
+def test_speculation_over_a_misreading_target_is_caught(tiny: Tiny) -> None:
+    model = tiny()
+    alone = Greedy(EagerReader(model), LIMITS).alone(PROMPTS)
+    lookup = PromptLookup(vocabulary=96)
+    twin = ModelDrafter(EagerReader(model))
+    for drafter in (twin, lookup):
+        assert audit(
+            EagerReader(model), alone, Greedy(EagerReader(model), LIMITS).drafted(drafter, 3, PROMPTS), None
+        ).passed
+    wrong = Greedy(ShiftedReader(model), LIMITS).drafted(twin, 3, PROMPTS)
+    assert not audit(EagerReader(model), alone, wrong, None).passed
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_check_covers_the_target_alone_and_every_arm(tiny: Tiny, dtype: torch.dtype) -> None:
+    model = tiny(dtype=dtype)
+    told: list[int] = []
+    field = [Entry(None, (2, 5))]
+    found = check(model, lambda _: PromptLookup(vocabulary=96), field, PROMPTS, LIMITS, lambda: told.append(1))
+    assert len(found) == len(told) == 3
+    assert all(result.passed and result.compared == 3 for result in found.values())
+    assert all((result.bound is None) == (dtype == torch.float64) for result in found.values())
