@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ import torch
 from transformers import PreTrainedModel
 
 from eval.arms import Entry, Running, entries, start
-from eval.choose import Candidate, pool, promising, shortlist, verdict
-from eval.measurement import CHOOSE, CONFIRM, Arm, ArmFacts, Cell, Setting, Timed, measure
-from eval.parity import LARGEST_EXACT, Audit, Greedy, audit, check, near_tie_bounds
+from eval.choose import pool, promising, shortlist
+from eval.measurement import CHOOSE, CONFIRM, Arm, ArmFacts, Cell, Setting, Timed
+from eval.parity import LARGEST_EXACT, PROBES, Audit, Greedy, audit, check, near_tie_bounds
 from eval.plan import EvalPlan
 from eval.report import write
+from eval.results import Findings
 from eval.suites import Prompt, PromptSets, load_suite, prompt_sets, suite_from_file
 from factory.artifact import Artifact
 from factory.decoding.decoder import Limits, autoregressive, speculative
@@ -33,9 +34,7 @@ from factory.decoding.rejection import Draft
 from factory.decoding.sampling import Noise, Sampling
 from factory.errors import ModelError
 from factory.models import context_length, eos_token_ids, fingerprint, resolve_device, resolve_dtype
-from factory.provenance import git_sha, hardware, versions
 
-SCHEMA_VERSION = 1
 Progress = Callable[[int, int, str], None]
 
 
@@ -176,13 +175,15 @@ class Bench:
                 continue
             written = {(one.request, *one.generation.tokens): one for repeat in cell.runs for one in repeat}
             pairs = [(reference[one.request], one.generation) for one in written.values()]
-            cell.near_tie_bound = None if self.target.dtype == torch.float64 else bounds[cell.arm.k]
+            cell.near_tie_bound = bounds.get(cell.arm.k)
             found = audit(self.reader, [a for a, _ in pairs], [b for _, b in pairs], cell.near_tie_bound)
             cell.divergences, cell.near_ties = found.divergences, found.near_ties
             cell.lossless = cell.lossless and found.passed
 
     def bounds(self, prompts: Sequence[Prompt], ks: Sequence[int]) -> dict[int, float]:
-        """Near-tie bounds by k, measured on what the target writes in the dtype that is timed."""
+        """Near-tie bounds by k, measured on what the target writes in the dtype that is timed; none in float64."""
+        if self.target.dtype == torch.float64:
+            return {}
         written = Greedy(self.reader, self.limits).alone([prompt.ids for prompt in prompts])
         return near_tie_bounds(self.reader, written, ks)
 
@@ -203,60 +204,59 @@ def evaluate(
     ArtifactError, DataError, ModelError, UnsupportedModel.
     """
     field = entries(artifacts, plan)
-    anchor = next(entry.artifact for entry in field if entry.artifact is not None)
     device = resolve_device(plan.device)
-    dtype = resolve_dtype(plan.dtype, device)
     with _threads(plan.threads):
-        model = anchor.load_target(target, dtype, device)
-        before = fingerprint(model)
-        count = _Counter(progress)
-        bench = Bench(field, plan, model, device, count)
-        sets = _prompt_sets(anchor, plan, prompts_file, bench.context)
-        arms = [arm for entry in field for arm in entry.arms]
-        parity = _parity(field, plan, sets, bench, lambda: anchor.load_target(target, torch.float64, "cpu"), count)
-        bounds = {} if dtype == torch.float64 else bench.bounds(sets[0].choose[:2], sorted({a.k for a in arms if a.k}))
-        count.phase("timing", _outputs(plan, sets, CHOOSE, len(arms)))
-        first = _measured(bench, sets, arms, CHOOSE, parity, bounds)
-        candidates = pool(first, plan.seed)
-        second: list[tuple[Cell, Cell]] = []
-        if promising(candidates):
-            again = [candidate.arm for candidate in shortlist(candidates)]
-            count.phase("timing again, on fresh prompts", _outputs(plan, sets, CONFIRM, len(again)))
-            second = _measured(bench, sets, again, CONFIRM, parity, bounds)
-        if fingerprint(model) != before:
-            raise ModelError(
-                "the target's weights changed during the run, so no figure of it is true; nothing is written"
-            )
-        pooled_again = pool(second, plan.seed)
-        facts = {arm: entry.facts for entry in field for arm in entry.arms} | {Arm(): _target_facts(model)}
-        setting = Setting(device, str(dtype).removeprefix("torch."), bench.reader.name, plan.seed)
-        results = {
-            "schema_version": SCHEMA_VERSION,
-            "hardware": hardware(device),
-            "verdict": verdict(candidates, pooled_again, plan.temperatures),
-            "candidates": _pooled_facts(candidates, pooled_again, facts),
-            "rows": [measure(cell, base, facts[cell.arm], setting).row() for base, cell in (*first, *second)],
-            "target": {
-                **{key: anchor.manifest["target"].get(key) for key in ("model", "revision", "identity")},
-                "parameters": facts[Arm()].parameters,
-                "bytes_on_disk": facts[Arm()].bytes_on_disk,
-                "context": bench.context,
-                "dtype": setting.dtype,
-                "reader": setting.reader,
-                "weights_unchanged": True,
-            },
-            "parity": _parity_facts(parity, model),
-            "suites": [one.facts() for one in sets],
-            "skipped_prompts": sum(one.skipped for one in sets),
-            "plan": plan.model_dump(mode="json"),
-            "versions": versions(),
-            "git": git_sha(),
-        }
-    write(results, [cell for _, cell in (*first, *second)], out)
+        found = _run(field, plan, target, device, prompts_file, _Counter(progress))
+        results = found.results()
+    write(results, [cell for _, cell in (*found.first, *found.second)], out)
     for entry in field:
         if entry.artifact is not None:
             entry.artifact.write_eval(results)
     return results
+
+
+def _run(
+    field: Sequence[Entry], plan: EvalPlan, target: str | None, device: str, prompts_file: Path | None, count: _Counter
+) -> Findings:
+    """Parity, then time, choose, and time the choice again on fresh prompts."""
+    anchor = next(entry.artifact for entry in field if entry.artifact is not None)
+    model = anchor.load_target(target, resolve_dtype(plan.dtype, device), device)
+    before = fingerprint(model)
+    bench = Bench(field, plan, model, device, count)
+    sets = _prompt_sets(anchor, plan, prompts_file, bench.context)
+    arms = [arm for entry in field for arm in entry.arms]
+
+    exact = model.num_parameters() <= LARGEST_EXACT
+    exact_target = anchor.load_target(target, torch.float64, "cpu") if exact else None
+    parity = _parity(field, sets, bench, exact_target, count)
+    del exact_target
+    bounds = bench.bounds(_mixed(sets, PROBES), sorted({arm.k for arm in arms if arm.k is not None}))
+
+    count.phase("timing", _outputs(plan, sets, CHOOSE, len(arms)))
+    first = _measured(bench, sets, arms, CHOOSE, parity, bounds)
+    candidates = pool(first, plan.seed)
+    second: list[tuple[Cell, Cell]] = []
+    if promising(candidates):
+        again = [candidate.arm for candidate in shortlist(candidates)]
+        count.phase("timing again, on fresh prompts", _outputs(plan, sets, CONFIRM, len(again)))
+        second = _measured(bench, sets, again, CONFIRM, parity, bounds)
+    if fingerprint(model) != before:
+        raise ModelError("the target's weights changed during the run, so no figure of it is true; nothing is written")
+    return Findings(
+        plan=plan,
+        setting=Setting(device, str(model.dtype).removeprefix("torch."), bench.reader.name, plan.seed),
+        target={
+            **{key: anchor.manifest["target"].get(key) for key in ("model", "revision", "identity")},
+            "context": bench.context,
+            "weights_unchanged": True,
+        },
+        facts={arm: entry.facts for entry in field for arm in entry.arms} | {Arm(): _target_facts(model)},
+        sets=sets,
+        parity=parity,
+        exact=exact,
+        first=first,
+        second=second,
+    )
 
 
 class _Counter:
@@ -301,6 +301,12 @@ def _repeats(plan: EvalPlan, stage: str) -> int:
     return plan.repeats if stage == CHOOSE else plan.confirm_repeats
 
 
+def _mixed(sets: Sequence[PromptSets], count: int) -> list[Prompt]:
+    """The first prompts to choose by, one of each suite in turn."""
+    turns = zip_longest(*(one.choose for one in sets))
+    return [prompt for turn in turns for prompt in turn if prompt is not None][:count]
+
+
 def _outputs(plan: EvalPlan, sets: Sequence[PromptSets], stage: str, arms: int) -> int:
     prompts = sum(len(_prompts(one, stage)) for one in sets)
     return prompts * _repeats(plan, stage) * len(plan.temperatures) * (arms + 1)
@@ -308,25 +314,20 @@ def _outputs(plan: EvalPlan, sets: Sequence[PromptSets], stage: str, arms: int) 
 
 def _parity(
     field: Sequence[Entry],
-    plan: EvalPlan,
     sets: Sequence[PromptSets],
     bench: Bench,
-    exact_target: Callable[[], PreTrainedModel],
+    exact_target: PreTrainedModel | None,
     count: _Counter,
 ) -> dict[Arm, Audit]:
-    """In float64 on the CPU where the target is small enough, else on the device in the dtype that is timed."""
-    # One of each suite in turn.
-    mixed = [prompt for turn in zip_longest(*(one.choose for one in sets)) for prompt in turn if prompt is not None]
-    prompts = [prompt.ids for prompt in mixed[: plan.parity_prompts]]
+    """With the float64 target on the CPU where there is one, else as it is timed."""
+    plan, vocabulary = bench.plan, bench.reader.vocabulary
+    prompts = [prompt.ids for prompt in _mixed(sets, plan.parity_prompts)]
     limits = replace(bench.limits, max_new_tokens=min(plan.parity_new_tokens, plan.max_new_tokens))
     count.phase("parity with the target", 1 + sum(len(entry.ks) for entry in field))
-    if bench.target.num_parameters() > LARGEST_EXACT:
+    if exact_target is None:
         return check(bench.target, lambda entry: bench.running[entry].drafter, field, prompts, limits, count)
-    model = exact_target()
-    vocabulary = bench.reader.vocabulary
-    return check(
-        model, lambda entry: start(entry, vocabulary, torch.float64, "cpu").drafter, field, prompts, limits, count
-    )
+    exact = lambda entry: start(entry, vocabulary, torch.float64, "cpu").drafter  # noqa: E731 - a name for it
+    return check(exact_target, exact, field, prompts, limits, count)
 
 
 def _measured(
@@ -350,33 +351,3 @@ def _measured(
 def _target_facts(model: PreTrainedModel) -> ArmFacts:
     size = sum(path.stat().st_size for path in Path(model.name_or_path).glob("*.safetensors"))
     return ArmFacts(int(model.num_parameters()), size or None, None)
-
-
-def _pooled_facts(
-    first: Sequence[Candidate], second: Sequence[Candidate], facts: dict[Arm, ArmFacts]
-) -> list[dict[str, Any]]:
-    """What the choice was made from: every (drafter, k) over all suites and temperatures."""
-    return [
-        {
-            **one.facts(),
-            "prompt_set": stage,
-            "matches_target": one.lossless,
-            "prompts": one.prompts,
-            "repeats": one.repeats,
-            "alpha": one.alpha,
-            "round_cost": one.round_cost,
-            "draft_cost": one.draft_cost,
-            **asdict(facts[one.arm]),
-        }
-        for stage, pooled in ((CHOOSE, first), (CONFIRM, second))
-        for one in pooled
-    ]
-
-
-def _parity_facts(parity: dict[Arm, Audit], model: PreTrainedModel) -> list[dict[str, Any]]:
-    exact = model.num_parameters() <= LARGEST_EXACT
-    where = {"dtype": "float64", "device": "cpu"} if exact else {"dtype": str(model.dtype), "device": str(model.device)}
-    return [
-        {"artifact": arm.artifact, "drafter": arm.drafter, "k": arm.k, **where, **found.facts()}
-        for arm, found in parity.items()
-    ]

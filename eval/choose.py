@@ -30,6 +30,7 @@ class Candidate:
     prompts: int
     repeats: int
     alpha: float | None
+    round_tokens: float | None  # new tokens a round brings
     round_cost: float | None  # a round's drafting, verification and overhead, in steps of the target alone
     draft_cost: float | None  # its drafting part
     warning: str | None = None
@@ -65,8 +66,9 @@ def _pooled(arm: Arm, cells: Sequence[tuple[Cell, Cell]], seed: int) -> Candidat
     timed = [one for _, cell in cells for repeat in cell.runs for one in repeat]
     alone = [one for base, _ in cells for repeat in base.runs for one in repeat]
     rounds, steps = sum(one.rounds for one in timed), sum(one.rounds for one in alone)
-    round_cost = draft_cost = None
+    round_tokens = round_cost = draft_cost = None
     if rounds and steps:
+        round_tokens = sum(len(one.generation.tokens) - 1 for one in timed) / rounds
         step_s = sum(one.decode_s for one in alone) / steps
         round_cost = sum(one.decode_s for one in timed) / rounds / step_s
         draft_cost = sum(one.draft_s for one in timed) / rounds / step_s
@@ -77,6 +79,7 @@ def _pooled(arm: Arm, cells: Sequence[tuple[Cell, Cell]], seed: int) -> Candidat
         prompts=len(by_prompt),
         repeats=min(len(cell.runs) for _, cell in cells),
         alpha=counts.alpha,
+        round_tokens=round_tokens,
         round_cost=round_cost,
         draft_cost=draft_cost,
         warning=suspicion(arm, counts),
@@ -119,7 +122,7 @@ def verdict(
         if winner is not standing[0]:
             reason += f" The first choice did not hold up on the fresh prompts: {standing[0].arm.words}."
     else:
-        reason = _refusal(standing, shortlist(chosen))
+        reason = _refusal(standing, [] if confirmed and not standing else shortlist(chosen))
         trained = shortlist([candidate for candidate in chosen if candidate.arm.drafter == MODEL], 1)
         if trained and trained[0].arm not in {candidate.arm for candidate in (*standing, *shortlist(chosen, 1))}:
             reason += f" Of the drafters with weights the best was {trained[0].arm.words}, "
@@ -172,7 +175,7 @@ def _praise(
 def _refusal(standing: Sequence[Candidate], first: Sequence[Candidate]) -> str:
     if not first:
         return "None is faster than the target, because no drafter's output was the target's own."
-    best = standing[0] if standing else first[0]
+    best = max(standing, key=lambda candidate: candidate.low) if standing else first[0]
     where = "on fresh prompts" if standing else "on the prompts to choose by"
     figure = f"the best, {best.arm.words}, measured {_figure(best.interval)} {where}"
     if best.interval.low is None:
@@ -187,19 +190,21 @@ def _refusal(standing: Sequence[Candidate], first: Sequence[Candidate]) -> str:
 
 def _cause(best: Candidate) -> str:
     """Acceptance too low, or drafting too dear: from the measured cost of a round and the i.i.d. model."""
-    if best.alpha is None or best.round_cost is None or best.draft_cost is None or best.arm.k is None:
+    k, cost, alpha = best.arm.k, best.round_cost, best.alpha
+    if k is None or cost is None or alpha is None:
         return "too little was proposed"
-    k = best.arm.k
-    cost = (
-        f"a round costs {best.round_cost:.2f} steps of the target ({best.draft_cost:.2f} of them drafting), "
-        f"alpha is {best.alpha:.2f}"
-    )
-    needed = break_even_alpha(best.round_cost, k)
+    bargain = f"a round brings {best.round_tokens:.2f} tokens for {cost:.2f} steps of the target"
+    if best.arm.drafter != MODEL:
+        return f"the text repeats itself too little: {bargain}"
+    bargain += f", {best.draft_cost:.2f} of them drafting"
+    needed = break_even_alpha(cost, k)
     if needed is None:
-        return f"rounds are too dear: {cost}, and even alpha 1 would bring no more than {k + 1} tokens a round"
-    if best.alpha < needed:
-        return f"too little is accepted: {cost}, and pays only from alpha {needed:.2f} on"
-    return f"acceptance is too uneven: {cost}, which would pay from alpha {needed:.2f} on were it even"
+        return f"rounds are too dear: {bargain}, and even with alpha 1 would bring no more than {k + 1}"
+    if alpha < needed:
+        return f"too little is accepted: {bargain}; alpha is {alpha:.2f}, and would have to be {needed:.2f}"
+    return (
+        f"acceptance is too uneven: {bargain}; alpha is {alpha:.2f}, which were it even would do from {needed:.2f} on"
+    )
 
 
 def break_even_alpha(round_cost: float, k: int) -> float | None:

@@ -24,7 +24,7 @@ from factory.decoding.reader import EagerReader
 from factory.decoding.sampling import Noise, Sampling
 
 LARGEST_EXACT = 100_000_000  # parameters: above it float64 on a CPU takes too long and too much memory
-PROBES = 2  # outputs on which the rounding is measured
+PROBES = 4  # outputs on which the rounding is measured
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def scatter(points: Sequence[Point], levels: Sequence[Level], x_title: str, *, l
     for value in _ticks(0, y_high, 6):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}x</text>')
-    for value in _ticks(x_low, x_high, 5):
+    for value in _decade_ticks(x_low, x_high) if log else _ticks(x_low, x_high, 5):
         text = _bytes(10**value) if log else f"{value:g}"
         parts.append(f'<text x="{x(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>')
     for level in levels:
@@ -115,8 +115,7 @@ def png(points: Sequence[Point], names: Sequence[str], levels: Sequence[Level], 
             errors = ([p.y - p.low for p, _ in mine], [p.high - p.y for p, _ in mine])
             axes.errorbar([x for _, x in mine], [p.y for p, _ in mine], yerr=errors, fmt="o", capsize=3, label=name)
     for point, at in placed:
-        place = {"textcoords": "offset points", "xytext": (0, 3), "ha": "center", "fontsize": 7}
-        axes.annotate(point.label, (at, point.high), **place)
+        axes.annotate(point.label, (at, point.high), textcoords="offset points", xytext=(0, 3), ha="center", fontsize=7)
     for level in levels:
         axes.axhline(level.y, linewidth=1, linestyle="--", color="grey")
         axes.annotate(
@@ -142,6 +141,12 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw)
     first = math.ceil(low / step)
     return [round(step * i, 10) for i in range(first, math.floor(high / step) + 1)]
+
+
+def _decade_ticks(low: float, high: float) -> list[float]:
+    """log10 of 1, 2 and 5 times powers of ten, between low and high."""
+    marks = [power + math.log10(m) for power in range(math.floor(low), math.ceil(high)) for m in (1, 2, 5)]
+    return [mark for mark in marks if low <= mark <= high]
 
 
 def _bytes(size: float) -> str:

@@ -140,7 +140,17 @@ def terminal_table(results: dict[str, Any]) -> Group:
     table = Table(title="speedup over the target alone, 95 % interval", title_justify="left", pad_edge=False)
     for heading in ("drafter", "suite", "T", "k"):
         table.add_column(heading, no_wrap=heading != "drafter")
-    for heading in ("speedup", "same output", "alpha", "tau", "overlap", "tok/s", "draft ms", "verify ms", "repeats"):
+    for heading in (
+        "speedup",
+        "same output",
+        "alpha",
+        "tau",
+        "overlap",
+        "tok/s",
+        "draft ms",
+        "verify ms",
+        "repetition",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     previous = None
     for row in results["rows"]:

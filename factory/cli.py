@@ -234,7 +234,9 @@ def evaluate(
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="your own prompts: .jsonl or lines")
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="for the report (default: the first folder judged)")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="for the report (default: the first folder judged)")
+    ] = None,
     target: TargetOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from factory.data import TextBlocks
-    from factory.teacher import OnlineTeacher
+    from factory.teacher import Teacher
 
 MEASURED_ROWS = 32  # held-out rows that the reported overlap is measured on
 
@@ -61,18 +61,18 @@ class Distill(TrainingStage):
         """
         import torch
 
-        from factory.teacher import OnlineTeacher
+        from factory.teacher import Teacher
 
         if given.text is None or len(given.text) == 0:
             raise FactoryError("distill: there is no text to learn from; give the recipe a `data` section")
-        teacher = OnlineTeacher(given.target)
+        teacher = Teacher(given.target, given.text, epochs=self.epochs, batch=self.batch, progress=given.progress)
         dtype = drafter.dtype
         drafter.float().requires_grad_(True)  # stays in eval mode: no dropout
         optimizer = torch.optim.AdamW(
             [p for p in drafter.parameters() if p.requires_grad], lr=self.lr, weight_decay=self.weight_decay
         )
         steps, step, losses = self.steps(len(given.text)), 0, []
-        before = self.agreement(drafter, teacher, given)
+        before = self.agreement(drafter, given)
         saved = given.checkpoint / "checkpoint.pt"
         if saved.is_file():
             state = torch.load(saved, map_location=drafter.device, weights_only=True)
@@ -81,7 +81,7 @@ class Distill(TrainingStage):
             step, losses, before = state["step"], state["losses"], state["before"]
         while step < steps:
             optimizer.param_groups[0]["lr"] = self.learning_rate(step, steps)
-            loss = self._accumulate_gradient(drafter, teacher, given.text, given.seed, step)
+            loss = self._accumulate_gradient(drafter, teacher, given.text, given, step)
             if not math.isfinite(loss):
                 raise FactoryError(
                     f"distill: the loss is {loss} at step {step} of {steps}; lower `lr` ({self.lr}) or `clip` "
@@ -104,12 +104,12 @@ class Distill(TrainingStage):
             "rows": len(given.text),
             "answer_tokens": int(given.text.answer_mask.sum()),
             "held_out_before": before,
-            "held_out_after": self.agreement(drafter, teacher, given),
+            "held_out_after": self.agreement(drafter, given),
             "losses": [round(loss, 5) for loss in losses],
         }
 
     def _accumulate_gradient(
-        self, drafter: PreTrainedModel, teacher: OnlineTeacher, text: TextBlocks, seed: int, step: int
+        self, drafter: PreTrainedModel, teacher: Teacher, text: TextBlocks, given: Given, step: int
     ) -> float:
         """One optimizer step's gradient, mean over its forward passes; returns the mean loss in nats."""
         from factory.models import hidden_states
@@ -117,16 +117,16 @@ class Distill(TrainingStage):
 
         total = 0.0
         for part in range(self.accumulate):
-            indices = batch_rows(len(text), seed, step * self.accumulate + part, self.batch)
+            indices = batch_rows(len(text), given.seed, step * self.accumulate + part, self.batch)
             rows = text.rows(indices)
             ids, mask = rows.ids.to(drafter.device), rows.answer_mask.to(drafter.device)
             if not mask.any():  # every row ended at its first token
                 continue
-            with self._mixed_precision(drafter, teacher):
+            with mixed_precision(given.target):
                 total += backward_in_chunks(
                     hidden_states(drafter, ids, mask),
                     drafter.get_output_embeddings(),
-                    teacher.hidden(ids, mask),
+                    teacher.hidden(indices),
                     teacher.head,
                     temperature=self.temperature,
                     scale=1 / self.accumulate,
@@ -134,14 +134,7 @@ class Distill(TrainingStage):
                 )
         return total / self.accumulate
 
-    def _mixed_precision(self, drafter: PreTrainedModel, teacher: OnlineTeacher) -> torch.autocast:
-        """bfloat16 products over float32 master weights where the target itself runs in half precision."""
-        import torch
-
-        half = teacher.dtype in (torch.bfloat16, torch.float16)
-        return torch.autocast(drafter.device.type, dtype=torch.bfloat16, enabled=half)
-
-    def agreement(self, drafter: PreTrainedModel, teacher: OnlineTeacher, given: Given) -> dict[str, float] | None:
+    def agreement(self, drafter: PreTrainedModel, given: Given) -> dict[str, float] | None:
         """Mean forward KL (nats) and overlap, sum_v min(p, q), at T = 1 on held-out answer tokens."""
         import torch
 
@@ -152,18 +145,27 @@ class Distill(TrainingStage):
             return None
         count, divergence, shared = 0, 0.0, 0.0
         chosen = range(min(MEASURED_ROWS, len(given.held_out)))
-        with torch.no_grad(), self._mixed_precision(drafter, teacher):
+        p_head, q_head = given.target.get_output_embeddings(), drafter.get_output_embeddings()
+        with torch.no_grad(), mixed_precision(given.target):
             for index in chosen:
                 row = given.held_out.rows([index])
                 ids, mask = row.ids.to(drafter.device), row.answer_mask.to(drafter.device)
-                q_hidden, p_hidden = hidden_states(drafter, ids, mask), teacher.hidden(ids, mask)
+                q_hidden, p_hidden = hidden_states(drafter, ids, mask), hidden_states(given.target, ids, mask)
                 for start in range(0, len(q_hidden), self.chunk):
-                    p_logits = teacher.head(p_hidden[start : start + self.chunk])
-                    q_logits = drafter.get_output_embeddings()(q_hidden[start : start + self.chunk])
+                    p_logits = p_head(p_hidden[start : start + self.chunk])
+                    q_logits = q_head(q_hidden[start : start + self.chunk])
                     divergence += forward_kl(p_logits, q_logits).sum().item()
                     shared += overlap(p_logits, q_logits).sum().item()
                 count += len(q_hidden)
         return {"forward_kl": divergence / count, "overlap": shared / count, "tokens": count} if count else None
+
+
+def mixed_precision(target: PreTrainedModel) -> torch.autocast:
+    """bfloat16 products over float32 master weights where the target itself runs in half precision."""
+    import torch
+
+    half = target.dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(target.device.type, dtype=torch.bfloat16, enabled=half)
 
 
 def batch_rows(rows: int, seed: int, batch_index: int, batch: int) -> list[int]:

@@ -102,6 +102,22 @@ def test_a_divergence_on_the_fresh_prompts_hands_the_verdict_to_the_runner_up() 
     assert "a at k = 3" in said["warnings"][0]
 
 
+def test_divergences_of_both_on_the_fresh_prompts_leave_nothing_to_claim() -> None:
+    first = candidates(drafted("a", 3, STEADY), drafted("b", 2, [0.7] * 10))
+    second = candidates(drafted("a", 3, STEADY, lossless=False), drafted("b", 2, [0.7] * 10, lossless=False))
+    said = verdict(first, second, [0.0])
+    assert (said["artifact"], said["speedup"]) == (None, None)
+    assert "no drafter's output was the target's own" in said["reason"]
+
+
+def test_the_runner_up_is_claimed_where_only_it_holds_up() -> None:
+    first = candidates(drafted("a", 3, STEADY), drafted("b", 2, [0.7] * 10))
+    second = candidates(drafted("a", 3, [1.1, 1.2] * 5), drafted("b", 2, [0.8, 0.81] * 5))
+    said = verdict(first, second, [0.0])
+    assert (said["artifact"], said["k"]) == ("b", 2)
+    assert "The first choice did not hold up on the fresh prompts: a at k = 3" in said["reason"]
+
+
 def test_an_interval_around_one_claims_nothing() -> None:
     first = candidates(drafted("a", 3, STEADY))
     second = candidates(drafted("a", 3, [0.7, 1.2] * 5))
@@ -126,14 +142,14 @@ def test_none_faster_says_why_from_the_numbers() -> None:
     assert not promising(found)
     said = verdict(found, [], [0.0])
     assert said["artifact"] is None
-    assert "too little is accepted: a round costs 1.60 steps" in said["reason"]
-    assert "alpha is 0.00" in said["reason"] and "pays only from alpha 0.39 on" in said["reason"]
+    assert "too little is accepted: a round brings 1.00 tokens for 1.60 steps of the target" in said["reason"]
+    assert "alpha is 0.00" in said["reason"] and "would have to be 0.39" in said["reason"]
 
 
 def test_none_faster_because_rounds_are_too_dear() -> None:
     runs = [[output(i, 3.0, 2, 2, 4) for i in range(10)]]  # four rounds for the price of 36 steps
     cell = Cell(Arm("dear", MODEL, 2), "s", 0.0, CHOOSE, runs, lossless=True)
-    assert "even alpha 1 would bring no more than 3 tokens" in verdict(candidates(cell), [], [0.0])["reason"]
+    assert "even with alpha 1 would bring no more than 3:" in verdict(candidates(cell), [], [0.0])["reason"]
 
 
 def test_where_not_even_prompt_lookup_pays_the_best_drafter_is_named_too() -> None:

@@ -1,5 +1,8 @@
 import json
+import platform
+import runpy
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,16 @@ def test_code_prompts_come_from_held_out_files_one_from_each() -> None:
     corpus = PROMPTS.parent.parent / "recipes" / "demo" / "target" / "corpus.json"
     assert set(files) <= set(json.loads(corpus.read_text())["held_out_files"])
     assert len(set(files)) == len(files)
+
+
+def test_the_code_suite_is_what_its_script_writes() -> None:
+    corpus = json.loads((PROMPTS.parent.parent / "recipes" / "demo" / "target" / "corpus.json").read_text())
+    here = {"python": platform.python_version()} | {name: metadata.version(name) for name in ("torch", "transformers")}
+    if here != corpus["versions"]:
+        pytest.skip(f"the prompts come from {corpus['versions']}, here are {here}")
+    script = runpy.run_path(str(PROMPTS / "make_code_suite.py"))
+    written = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in script["suite"](corpus["held_out_files"]))
+    assert written == (PROMPTS / "code.jsonl").read_text(encoding="utf-8")
 
 
 def test_a_changed_suite_is_refused(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def assert_same(cached: torch.Tensor, whole: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_cached_equals_uncached_through_a_random_history(tiny: Callable[..., PreTrainedModel], attention: str) -> None:
-    """Feeds of all widths, ragged counts, rewinds and rows that leave or change places; rows become equal and unequal."""
+    """Feeds of all widths, ragged counts, rewinds, rows that leave or change places, and growth of the storage."""
     model = tiny(layers=2, seed=3)
     model.set_attn_implementation(attention)
     reader = EagerReader(model)

@@ -1,0 +1,77 @@
+"""What results.json holds, made of what a run found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from eval.choose import Candidate, pool, verdict
+from eval.measurement import CHOOSE, CONFIRM, Arm, ArmFacts, Cell, Setting, measure
+from eval.parity import Audit
+from eval.plan import EvalPlan
+from eval.suites import PromptSets
+from factory.provenance import git_sha, hardware, versions
+
+SCHEMA_VERSION = 1
+
+Pairs = Sequence[tuple[Cell, Cell]]  # (baseline cell, cell), the baselines' own among them
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a run found. `exact`: parity was checked in float64 on the CPU."""
+
+    plan: EvalPlan
+    setting: Setting
+    target: dict[str, Any]
+    facts: dict[Arm, ArmFacts]
+    sets: Sequence[PromptSets]
+    parity: dict[Arm, Audit]
+    exact: bool
+    first: Pairs
+    second: Pairs
+
+    def results(self) -> dict[str, Any]:
+        """results.json. What does not apply is None, never missing."""
+        chosen, confirmed = pool(self.first, self.setting.seed), pool(self.second, self.setting.seed)
+        pooled = [self._candidate(one, CHOOSE) for one in chosen] + [self._candidate(one, CONFIRM) for one in confirmed]
+        pairs = (*self.first, *self.second)
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "hardware": hardware(self.setting.device),
+            "verdict": verdict(chosen, confirmed, self.plan.temperatures),
+            "candidates": pooled,
+            "rows": [measure(cell, base, self.facts[cell.arm], self.setting).row() for base, cell in pairs],
+            "target": {
+                **self.target,
+                "parameters": self.facts[Arm()].parameters,
+                "bytes_on_disk": self.facts[Arm()].bytes_on_disk,
+                "dtype": self.setting.dtype,
+                "reader": self.setting.reader,
+            },
+            "parity": [self._parity(arm, found) for arm, found in self.parity.items()],
+            "suites": [one.facts() for one in self.sets],
+            "skipped_prompts": sum(one.skipped for one in self.sets),
+            "plan": self.plan.model_dump(mode="json"),
+            "versions": versions(),
+            "git": git_sha(),
+        }
+
+    def _candidate(self, one: Candidate, stage: str) -> dict[str, Any]:
+        return {
+            **one.facts(),
+            "prompt_set": stage,
+            "matches_target": one.lossless,
+            "prompts": one.prompts,
+            "repeats": one.repeats,
+            "alpha": one.alpha,
+            "round_tokens": one.round_tokens,
+            "round_cost": one.round_cost,
+            "draft_cost": one.draft_cost,
+            **asdict(self.facts[one.arm]),
+        }
+
+    def _parity(self, arm: Arm, found: Audit) -> dict[str, Any]:
+        dtype, device = ("float64", "cpu") if self.exact else (self.setting.dtype, self.setting.device)
+        return {**asdict(arm), "dtype": dtype, "device": device, **found.facts()}

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
+from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
+from factory.decoding.reader import EagerReader
+from factory.decoding.rejection import Draft
+from factory.decoding.sampling import Noise, Sampling
+from factory.errors import DataError, UnsupportedModel
+
+GREEDY = Sampling()
+PROMPT = [7, 8, 9, 10]
+NOISE = Noise(0, [0])
+
+
+def decode(
+    target: PreTrainedModel, drafter: Drafter, k: int, limits: Limits, prompt: list[int] | None = None
+) -> Generation:
+    """Speculative greedy text, which has to be what plain decoding writes within the same limits."""
+    prompts = [prompt or PROMPT]
+    (fast,) = speculative(EagerReader(target), drafter, prompts, k, GREEDY, limits, NOISE)
+    (plain,) = autoregressive(EagerReader(target), prompts, GREEDY, limits, NOISE)
+    assert fast.tokens == plain.tokens
+    assert plain.target_passes == len(plain.tokens)
+    assert fast.target_passes == 1 + len(fast.accepted) == 1 + len(fast.proposed)
+    return fast
+
+
+# The prefill writes token 0, so with k = 4 the first round proposes tokens 1 to 4 and its bonus is token 5.
+@pytest.mark.parametrize(
+    ("place", "wrong", "accepted", "proposed"),
+    [
+        pytest.param(0, [], [], [], id="first token"),
+        pytest.param(1, [], [1], [1], id="first guess accepted"),
+        pytest.param(3, [], [3], [3], id="accepted, with guesses behind it"),
+        pytest.param(3, [4], [3], [3], id="accepted, with a wrong guess behind it"),
+        pytest.param(3, [3], [2], [4], id="corrected"),
+        pytest.param(4, [], [4], [4], id="last guess accepted"),
+        pytest.param(4, [4], [3], [4], id="last guess corrected"),
+        pytest.param(5, [], [4], [4], id="bonus"),
+        pytest.param(8, [2], [1, 4, 1], [4, 4, 1], id="later round"),
+    ],
+)
+def test_text_ends_at_eos(
+    target: PreTrainedModel,
+    reference: Callable[..., list[int]],
+    script: type,
+    place: int,
+    wrong: list[int],
+    accepted: list[int],
+    proposed: list[int],
+) -> None:
+    text = reference(target, PROMPT, 20)
+    assert len(set(text[:9])) == 9
+    limits = Limits(max_new_tokens=20, eos=frozenset({text[place]}), context=160)
+    made = decode(target, script([text], wrong, 300), 4, limits)
+    assert made.tokens == text[: place + 1]
+    assert (made.accepted, made.proposed) == (accepted, proposed)
+
+
+def test_the_first_of_several_eos_ids_ends_the_text(
+    target: PreTrainedModel, reference: Callable[..., list[int]], script: type
+) -> None:
+    text = reference(target, PROMPT, 20)
+    limits = Limits(max_new_tokens=20, eos=frozenset({text[4], text[2], text[9]}), context=160)
+    made = decode(target, script([text], [], 300), 6, limits)
+    assert made.tokens == text[:3]
+    assert (made.accepted, made.proposed) == ([2], [2])
+
+
+def test_an_eos_that_was_only_guessed_ends_nothing(
+    target: PreTrainedModel, reference: Callable[..., list[int]], script: type
+) -> None:
+    text = reference(target, PROMPT, 20)
+    guessed = (text[3] + 1) % 300
+    assert guessed not in text
+    limits = Limits(max_new_tokens=20, eos=frozenset({guessed}), context=160)
+    made = decode(target, script([text], [3], 300), 4, limits)
+    assert made.tokens == text
+    assert made.accepted[0] == 2
+
+
+def relabelled(model: PreTrainedModel, token: int) -> PreTrainedModel:
+    """The same model with the names of `token` and 0 exchanged."""
+    made = copy.deepcopy(model)
+    tables = {id(part.weight): part.weight for part in (made.get_input_embeddings(), made.get_output_embeddings())}
+    with torch.no_grad():
+        for table in tables.values():
+            table[[0, token]] = table[[token, 0]]
+    return made
+
+
+def test_token_0_is_a_token_like_any_other(target: PreTrainedModel, reference: Callable[..., list[int]]) -> None:
+    common = reference(target, PROMPT, 20)[6]
+    model = relabelled(target, common)
+    text = reference(model, PROMPT, 20)
+    assert text.index(0) == 6
+    free = Limits(max_new_tokens=20, eos=frozenset(), context=160)
+    ending = Limits(max_new_tokens=20, eos=frozenset({0}), context=160)
+    for k in (3, 5, 6):
+        for drafter in (ModelDrafter(EagerReader(model)), PromptLookup(vocabulary=300)):
+            assert decode(model, drafter, k, free).tokens == text
+            assert decode(model, drafter, k, ending).tokens == text[:7]
+
+
+@pytest.mark.parametrize("prompt", [[0], [17]])
+def test_a_prompt_of_one_token(target: PreTrainedModel, reference: Callable[..., list[int]], prompt: list[int]) -> None:
+    limits = Limits(max_new_tokens=20, eos=frozenset(), context=160)
+    text = reference(target, prompt, 20)
+    assert decode(target, ModelDrafter(EagerReader(target)), 3, limits, prompt).tokens == text
+    assert decode(target, PromptLookup(vocabulary=300), 3, limits, prompt).tokens == text
+
+
+@pytest.mark.parametrize(
+    ("left", "proposed"), [(1, []), (2, [0]), (3, [1]), (4, [2]), (10, [8]), (11, [8, 0]), (12, [8, 1])]
+)
+def test_prompt_and_text_fill_the_context_and_no_more(
+    tiny: Callable[..., PreTrainedModel], reference: Callable[..., list[int]], left: int, proposed: list[int]
+) -> None:
+    model = tiny(layers=2, vocabulary=300, seed=1, context=40)
+    prompt = list(range(60, 100 - left))
+    limits = Limits(max_new_tokens=100, eos=frozenset(), context=40)
+    text = reference(model, prompt, left)
+    made = decode(model, ModelDrafter(EagerReader(model)), 8, limits, prompt)
+    assert made.tokens == text
+    assert made.accepted == made.proposed == proposed
+    assert decode(model, PromptLookup(vocabulary=300), 8, limits, prompt).tokens == text
+
+
+@pytest.mark.parametrize("k", [1, 3, 4])
+def test_exactly_max_new_tokens_are_written(
+    target: PreTrainedModel, reference: Callable[..., list[int]], script: type, k: int
+) -> None:
+    text = reference(target, PROMPT, 30)
+    for most in range(1, 13):
+        limits = Limits(max_new_tokens=most, eos=frozenset(), context=160)
+        oracle = script([text], [], 300)
+        made = decode(target, oracle, k, limits)
+        assert made.tokens == text[:most]
+        rounds, rest = divmod(most - 1, k + 1)
+        assert made.accepted == [k] * rounds + [rest - 1] * (rest > 0)
+        assert oracle.asked == [guesses for guesses in made.proposed if guesses]  # never asked for nothing
+        decode(target, script([text], [2, 3, 7], 300), k, limits)
+
+
+def test_a_row_near_its_end_is_offered_less_than_the_others(
+    target: PreTrainedModel, reference: Callable[..., list[int]]
+) -> None:
+    prompts = [PROMPT, list(range(60, 90))]
+    limits = Limits(max_new_tokens=12, eos=frozenset(), context=37)
+    drafter = ModelDrafter(EagerReader(target))
+    long, short = speculative(EagerReader(target), drafter, prompts, 5, GREEDY, limits, Noise(0, [0, 1]))
+    assert long.tokens == reference(target, prompts[0], 12)
+    assert short.tokens == reference(target, prompts[1], 7)
+    assert long.proposed == [5, 4]
+    assert short.proposed == [5]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0)])
+def test_a_drafter_with_a_short_context_falls_silent(
+    target: PreTrainedModel, tiny: Callable[..., PreTrainedModel], sampling: Sampling
+) -> None:
+    """One prompt is too long for it from the start, one outgrows it, and all are still the target's own text."""
+    prompts = [list(range(60, 90)), PROMPT, [3]]
+    limits = Limits(max_new_tokens=24, eos=frozenset(), context=160)
+    small = tiny(layers=1, vocabulary=300, seed=1, context=20)
+    noise = Noise(0, range(3))
+    made = speculative(EagerReader(target), ModelDrafter(EagerReader(small)), prompts, 3, sampling, limits, noise)
+    plain = autoregressive(EagerReader(target), prompts, sampling, limits, noise)
+    assert sum(made[0].proposed) == 0
+    assert made[0].tokens == plain[0].tokens
+    for row in made[1:]:
+        assert row.proposed[0] == 3
+        assert row.proposed[-1] == 0
+    if sampling.greedy:
+        assert [row.tokens for row in made] == [row.tokens for row in plain]
+
+
+def test_what_does_not_fit_is_named(target: PreTrainedModel, tiny: Callable[..., PreTrainedModel]) -> None:
+    limits = Limits(max_new_tokens=5, eos=frozenset(), context=40)
+    reader, two = EagerReader(target), Noise(0, [0, 1])
+    with pytest.raises(DataError, match="prompt 2 has no tokens"):
+        autoregressive(reader, [[1], []], GREEDY, limits, two)
+    with pytest.raises(DataError, match="prompt 2 has 40 tokens, which leaves no room in a context of 40"):
+        speculative(reader, PromptLookup(vocabulary=300), [[1], [1] * 40], 2, GREEDY, limits, two)
+    with pytest.raises(UnsupportedModel, match="vocabulary of 96, the target one of 300"):
+        speculative(reader, ModelDrafter(EagerReader(tiny(layers=1))), [[1]], 2, GREEDY, limits, NOISE)
+    with pytest.raises(ValueError, match="k must be"):
+        speculative(reader, PromptLookup(vocabulary=300), [[1]], 0, GREEDY, limits, NOISE)
+    with pytest.raises(ValueError, match="2 requests"):
+        autoregressive(reader, [[1]], GREEDY, limits, two)
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        Limits(max_new_tokens=0, eos=frozenset(), context=40)
+    with pytest.raises(ValueError, match=r"limits\.context is 161"):
+        autoregressive(reader, [[1]], GREEDY, Limits(5, frozenset(), 161), NOISE)
+    assert autoregressive(reader, [], GREEDY, limits, Noise(0, [])) == []
+
+
+def test_an_observer_sees_every_round_as_it_was_judged(
+    target: PreTrainedModel, noisy: Callable[..., PreTrainedModel]
+) -> None:
+    rounds: list[tuple[Draft, torch.Tensor, torch.Tensor]] = []
+    limits = Limits(max_new_tokens=20, eos=frozenset(), context=160)
+    drafter = ModelDrafter(EagerReader(noisy(target)))
+    (made,) = speculative(
+        EagerReader(target),
+        drafter,
+        [PROMPT],
+        3,
+        Sampling(temperature=1.0, top_k=20),
+        limits,
+        NOISE,
+        observer=lambda draft, p, count: rounds.append((draft, p, count)),
+    )
+    assert [int(draft.length[0]) for draft, _, _ in rounds] == made.proposed
+    assert [int(count[0]) - 1 for _, _, count in rounds] == made.accepted
+    for draft, p, _ in rounds:
+        guesses = draft.tokens.shape[1]
+        assert p.shape == (1, guesses + 1, 300)
+        assert p.dtype == torch.float32
+        if guesses:
+            assert draft.q is not None
+            assert draft.q.shape == (1, guesses, 300)
+            assert ((draft.q > 0).sum(-1) == 20).all()
+            assert (draft.q.gather(2, draft.tokens.unsqueeze(2)) > 0).all()
+
+
+class Diary:
+    def __init__(self) -> None:
+        self.spans: list[str] = []
+
+    @contextmanager
+    def span(self, what: str) -> Iterator[None]:
+        self.spans.append(what)
+        yield
+
+
+def test_the_clock_is_told_what_is_being_done(target: PreTrainedModel) -> None:
+    limits = Limits(max_new_tokens=9, eos=frozenset(), context=160)
+    diary = Diary()
+    autoregressive(EagerReader(target), [PROMPT], GREEDY, limits, NOISE, clock=diary)
+    assert diary.spans == ["prefill", *["verify", "accept"] * 8]
+    diary = Diary()
+    drafter = ModelDrafter(EagerReader(target))
+    speculative(EagerReader(target), drafter, [PROMPT], 3, GREEDY, limits, NOISE, clock=diary)
+    assert diary.spans == ["prefill", *["draft", "verify", "accept"] * 2]

@@ -1,0 +1,193 @@
+"""Lossless means: in law. Measured on the joint distribution of the first three tokens, enumerated exactly.
+
+The same test at the same number of draws has to reject three faults that are easy to make and hard
+to see: each leaves the text plausible.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import PreTrainedModel
+
+from factory.decoding import decoder, drafters
+from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
+from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
+from factory.decoding.reader import EagerReader
+from factory.decoding.rejection import Draft, accept
+from factory.decoding.sampling import Noise, Sampling, draw, probabilities
+
+VOCABULARY = 9
+PROMPT = [3, 1, 4, 1]
+ROWS = 2_000  # draws per setting
+LEVEL = 0.01  # of a whole list of p-values
+# With k guesses and k + 2 tokens the third token is a bonus (k = 1) or the second guess (k = 2), or what follows a
+# correction.
+SETTINGS = [
+    (Sampling(temperature=1.0), 1),
+    (Sampling(temperature=2.0), 2),
+    (Sampling(temperature=1.5, top_k=4), 2),
+    (Sampling(temperature=1.5, top_p=0.8), 2),
+    (Sampling(temperature=2.0, top_k=6, top_p=0.6), 1),
+]
+WITH_TOP_P = [sampling.top_p < 1 for sampling, _ in SETTINGS]
+WITH_BONUS = [k == 1 for _, k in SETTINGS]
+EVERYWHERE = [True for _ in SETTINGS]
+
+
+def distribution(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Temperature, top-k, top-p for one position in float64, written apart from the code under test."""
+    order = np.argsort(-logits)
+    weights = np.exp((logits[order] - logits.max()) / sampling.temperature)
+    if sampling.top_k:
+        weights[sampling.top_k :] = 0
+    weights /= weights.sum()
+    if sampling.top_p < 1:
+        kept = int(np.searchsorted(np.cumsum(weights), sampling.top_p)) + 1
+        weights[kept:] = 0
+        weights /= weights.sum()
+    back = np.empty_like(weights)
+    back[order] = weights
+    return back
+
+
+def joint_law(model: PreTrainedModel, sampling: Sampling) -> np.ndarray:
+    """The probability of every text of three tokens, [V, V, V], from whole forward passes."""
+    pairs = [[*PROMPT, *pair] for pair in itertools.product(range(VOCABULARY), repeat=2)]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor(pairs), use_cache=False).logits[:, -3:].numpy()
+    steps = np.array([[distribution(position, sampling) for position in text] for text in logits])  # [V*V, 3, V]
+    first, second, third = steps[0, 0], steps[::VOCABULARY, 1], steps[:, 2]
+    return np.asarray(first[:, None, None] * second[:, :, None] * third.reshape([VOCABULARY] * 3))
+
+
+def p_value(made: list[Generation], law: np.ndarray) -> float:
+    """Chi-square over all texts, those expected fewer than five times taken together. 0 if an impossible one occurs."""
+    counts = np.zeros_like(law)
+    for row in made:
+        counts[tuple(row.tokens[:3])] += 1
+    if counts[law == 0].any():
+        return 0.0
+    expected = law * len(made)
+    rare = expected < 5
+    seen = np.append(counts[~rare], counts[rare].sum())
+    wanted = np.append(expected[~rare], expected[rare].sum())
+    usable = wanted > 0
+    return float(chisquare(seen[usable], wanted[usable] * seen.sum() / wanted.sum()).pvalue)
+
+
+def rejected(values: list[float]) -> list[bool]:
+    """Holm's step-down procedure: which of these p-values are too small, all of them taken into account."""
+    answer = [False] * len(values)
+    for place, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        if values[index] > LEVEL / (len(values) - place):
+            break
+        answer[index] = True
+    return answer
+
+
+@pytest.fixture
+def law_target(tiny: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    return tiny(layers=1, vocabulary=VOCABULARY, context=64, seed=2, dtype=torch.float32)
+
+
+@pytest.fixture
+def law_drafter(law_target: PreTrainedModel, noisy: Callable[..., PreTrainedModel]) -> Drafter:
+    return ModelDrafter(EagerReader(noisy(law_target, scale=0.05)))
+
+
+def limits(k: int) -> Limits:
+    return Limits(max_new_tokens=k + 2, eos=frozenset(), context=64)
+
+
+def speculative_p_values(target: PreTrainedModel, drafter: Drafter) -> list[float]:
+    """One p-value per setting. Many requests of one prompt, decoded as one batch that turns ragged at once."""
+    values = []
+    for number, (sampling, k) in enumerate(SETTINGS):
+        noise = Noise(number, range(ROWS))
+        made = speculative(EagerReader(target), drafter, [PROMPT] * ROWS, k, sampling, limits(k), noise)
+        accepted, proposed = sum(sum(row.accepted) for row in made), sum(sum(row.proposed) for row in made)
+        assert 0.2 < accepted / proposed < 0.9  # both branches of the rule are taken often
+        values.append(p_value(made, joint_law(target, sampling)))
+    return values
+
+
+def test_speculative_text_has_the_law_of_the_target(law_target: PreTrainedModel, law_drafter: Drafter) -> None:
+    values = speculative_p_values(law_target, law_drafter)
+    assert not any(rejected(values)), values
+
+
+def test_plain_text_and_prompt_lookup_have_it_too(law_target: PreTrainedModel) -> None:
+    values, copied = [], 0
+    for number, (sampling, k) in enumerate(SETTINGS):
+        law = joint_law(law_target, sampling)
+        prompts, noise = [PROMPT] * ROWS, Noise(number, range(ROWS))
+        values.append(p_value(autoregressive(EagerReader(law_target), prompts, sampling, limits(1), noise), law))
+        lookup = PromptLookup(vocabulary=VOCABULARY)
+        made = speculative(EagerReader(law_target), lookup, prompts, k, sampling, limits(k), noise)
+        copied += sum(sum(row.accepted) for row in made)
+        values.append(p_value(made, law))
+    assert copied > ROWS / 10
+    assert not any(rejected(values)), values
+
+
+def residual_without_max(
+    draft: Draft, p: torch.Tensor, u: torch.Tensor, race: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A race ignores negative weights, so the missing max(0, .) shows as |p - q|."""
+    tokens, count = accept(draft, p, u, race)
+    if draft.q is not None:
+        row, at = torch.arange(len(count)), (count - 1).clamp(max=draft.tokens.shape[1] - 1)
+        fell = count <= draft.length
+        tokens[row[fell], at[fell]] = draw((p[row, at] - draft.q[row, at]).abs(), race)[fell]
+    return tokens, count
+
+
+def bonus_from_q(
+    draft: Draft, p: torch.Tensor, u: torch.Tensor, race: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, count = accept(draft, p, u, race)
+    if draft.q is not None:
+        stood = (count > draft.length) & (draft.length > 0)
+        row = torch.arange(len(count))[stood]
+        last = draft.length[stood]
+        tokens[row, last] = draw(draft.q[row, last - 1], race[stood])
+    return tokens, count
+
+
+@pytest.mark.parametrize(("fault", "shows"), [(residual_without_max, EVERYWHERE), (bonus_from_q, WITH_BONUS)])
+def test_a_fault_in_the_rule_is_rejected(
+    law_target: PreTrainedModel,
+    law_drafter: Drafter,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    shows: list[bool],
+) -> None:
+    monkeypatch.setattr(decoder, "accept", fault)
+    values = speculative_p_values(law_target, law_drafter)
+    assert rejected(values) == shows, values
+
+
+def test_a_q_taken_before_top_p_is_rejected(
+    law_target: PreTrainedModel, law_drafter: Drafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guesses are drawn from the nucleus, but the q that goes along is that of before."""
+    drawn_with: list[Sampling] = []
+
+    def before_top_p(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+        drawn_with.append(sampling)
+        return probabilities(logits, replace(sampling, top_p=1.0))
+
+    def draw_from_nucleus(q: torch.Tensor, race: torch.Tensor) -> torch.Tensor:
+        return draw(probabilities(q.log(), Sampling(1.0, top_p=drawn_with[-1].top_p)), race)
+
+    monkeypatch.setattr(drafters, "probabilities", before_top_p)
+    monkeypatch.setattr(drafters, "draw", draw_from_nucleus)
+    values = speculative_p_values(law_target, law_drafter)
+    assert rejected(values) == WITH_TOP_P, values
