@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from factory.decoding.decoder import Generation, Limits, autoregressive, specula
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.reader import EagerReader
 from factory.decoding.sampling import Noise, Sampling
+from factory.models import context_length, first_token_id, load_model, read_config
 
 GREEDY = Sampling()
 COUNT = 48
@@ -149,3 +151,21 @@ def test_prompt_lookup_copies_the_latest_longest_match_and_runs_on() -> None:
     assert draft.tokens.tolist() == [[7, 9], [1, 2]]  # the first row began to repeat; [2, 3, 4] was followed by 1, 2
     drafter.commit([[7], [8]])
     assert drafter.propose(2).length.tolist() == [2, 0]
+
+
+def test_real_models_write_what_transformers_generates(
+    extra_models: Path, noisy: Callable[..., PreTrainedModel]
+) -> None:
+    folders = [file.parent for file in sorted(extra_models.glob("*/config.json"))]
+    readable = [folder for folder in folders if read_config(folder)["model_type"] in ("llama", "gpt2")]
+    assert readable
+    for folder in readable:
+        model = load_model(folder, dtype=torch.float64)
+        prompt = [first_token_id(model)]
+        limits = Limits(max_new_tokens=60, eos=frozenset(), context=context_length(model))
+        generated = model.generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False, eos_token_id=-1)
+        for drafter in (self_drafter(noisy(model, scale=0.01)), PromptLookup(vocabulary=model.config.vocab_size)):
+            (made,) = speculative(EagerReader(model), drafter, [prompt], 4, GREEDY, limits, Noise(0, [0]))
+            assert made.tokens == generated[0, 1:].tolist()
+            assert sum(made.accepted) > 0
+            check_counts(made)
