@@ -151,15 +151,16 @@ def test_exactly_max_new_tokens_are_written(
 
 
 def test_a_row_near_its_end_is_offered_less_than_the_others(
-    target: PreTrainedModel, reference: Callable[..., list[int]]
+    tiny: Callable[..., PreTrainedModel], reference: Callable[..., list[int]]
 ) -> None:
+    model = tiny(layers=2, vocabulary=300, seed=1, context=37)
     prompts = [PROMPT, list(range(60, 90))]
     limits = Limits(max_new_tokens=12, eos=frozenset(), context=37)
-    drafter = ModelDrafter(EagerReader(target))
-    long, short = speculative(EagerReader(target), drafter, prompts, 5, GREEDY, limits, Noise(0, [0, 1]))
-    assert long.tokens == reference(target, prompts[0], 12)
-    assert short.tokens == reference(target, prompts[1], 7)
-    assert long.proposed == [5, 4]
+    drafter = ModelDrafter(EagerReader(model))
+    long, short = speculative(EagerReader(model), drafter, prompts, 6, GREEDY, limits, Noise(0, [0, 1]))
+    assert long.tokens == reference(model, prompts[0], 12)
+    assert short.tokens == reference(model, prompts[1], 7)
+    assert long.proposed == [6, 3]
     assert short.proposed == [5]
 
 
@@ -200,7 +201,25 @@ def test_what_does_not_fit_is_named(target: PreTrainedModel, tiny: Callable[...,
         Limits(max_new_tokens=0, eos=frozenset(), context=40)
     with pytest.raises(ValueError, match=r"limits\.context is 161"):
         autoregressive(reader, [[1]], GREEDY, Limits(5, frozenset(), 161), NOISE)
+
+
+def test_no_prompts_give_no_texts(target: PreTrainedModel) -> None:
+    reader, limits = EagerReader(target), Limits(max_new_tokens=5, eos=frozenset(), context=40)
     assert autoregressive(reader, [], GREEDY, limits, Noise(0, [])) == []
+    for drafter in (ModelDrafter(EagerReader(target)), PromptLookup(vocabulary=300)):
+        assert speculative(reader, drafter, [], 2, GREEDY, limits, Noise(0, [])) == []
+
+
+def test_a_drafter_reads_no_token_twice(target: PreTrainedModel) -> None:
+    """After k guesses that all stood two tokens are unread, the last guess and the bonus; after a fallen one, one."""
+    reader = EagerReader(target)
+    drafter = ModelDrafter(reader)
+    drafter.start([PROMPT, PROMPT, PROMPT], 64, GREEDY, Noise(0, range(3)))
+    drafter.commit([[1], [2], [3]])
+    assert reader.lengths == [4, 4, 4]
+    guesses = drafter.propose(3).tokens.tolist()
+    drafter.commit([[*guesses[0], 5], [*guesses[1][:1], 5], [5]])
+    assert reader.lengths == [9 - 2, 7 - 1, 6 - 1]
 
 
 def test_an_observer_sees_every_round_as_it_was_judged(

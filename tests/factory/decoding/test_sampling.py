@@ -92,6 +92,10 @@ def test_waiting_times_are_exponential_down_to_rare_tokens() -> None:
     for wait in (1e-4, 1e-2, 1.0, 8.0):
         expected = 2e6 * -torch.expm1(torch.tensor(-wait)).item()
         assert (times < wait).sum().item() == pytest.approx(expected, abs=4 * expected**0.5)
+    # float32 uniforms would come in steps of 2^-24, which is coarse where a token of probability 1e-7 wins
+    steps = times[times < 1e-5].double() * 2**24
+    assert len(steps) > 5
+    assert ((steps - steps.round()).abs() > 0.05).double().mean() > 0.5
 
 
 def test_a_row_keeps_its_numbers_in_any_batch() -> None:
