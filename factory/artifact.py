@@ -91,7 +91,8 @@ class Artifact:
 
     def load_target(self, override: str | None, dtype: torch.dtype, device: str) -> PreTrainedModel:
         """The target it was made from. Raises ArtifactError where the weights are not the same."""
-        from factory.models import load_model, locate, weights_identity
+        from factory.located import locate, weights_identity
+        from factory.models import load_model
 
         made_from = self.manifest["target"]
         source = override or made_from["path"] or made_from["model"]

@@ -6,12 +6,10 @@ ever run; only safetensors are read. A model that leaves here is in eval mode an
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,10 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from factory.errors import ModelError
-from factory.files import write_atomically
-from factory.provenance import sha256_file, sha256_text
+from factory.located import load_failure
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -45,63 +42,6 @@ def resolve_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return name
-
-
-@dataclass(frozen=True)
-class Located:
-    """A model's files on this machine."""
-
-    folder: Path
-    revision: str | None  # the commit on the Hub; None for a folder of the user's own
-
-
-def locate(source: str, revision: str | None = None) -> Located:
-    """The folder of a model: itself, or a Hub snapshot (downloaded once). Raises ModelError."""
-    if Path(source).is_dir():
-        if not (Path(source) / "config.json").is_file():
-            raise ModelError(f"{source} has no config.json: give the folder that transformers' save_pretrained wrote")
-        return Located(Path(source).resolve(), None)
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(
-            snapshot_download(source, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model"])
-        )
-    except Exception as error:  # the client raises a dozen kinds; each is "could not get it" here
-        raise _failure(source, error) from error
-    return Located(folder, folder.name)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as it stands. Raises ModelError."""
-    try:
-        return dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError) as error:
-        raise _failure(str(folder), error) from error
-
-
-def weights_identity(folder: Path, cache_file: Path | None = None) -> str:
-    """sha256 over the names and sha256s of a folder's safetensors: what "the same target" means.
-
-    Hashing reads every byte, so a file's sum is kept in `cache_file`, keyed by size and mtime.
-    Raises ModelError where there is no safetensors file.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{folder} has no .safetensors file: save the model with transformers' save_pretrained")
-    known: dict[str, str] = {}
-    if cache_file is not None and cache_file.is_file():
-        known = json.loads(cache_file.read_text())
-    sums: dict[str, str] = {}
-    for file in files:
-        stat = file.resolve().stat()
-        key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        sums[file.name] = known.setdefault(key, "") or sha256_file(file)
-        known[key] = sums[file.name]
-    if cache_file is not None:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cache_file, json.dumps(known, indent=1))
-    return sha256_text("\n".join(f"{name} {digest}" for name, digest in sums.items()))
 
 
 def fingerprint(model: PreTrainedModel) -> int:
@@ -147,23 +87,6 @@ def hidden_states(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor)
     return states[mask]
 
 
-def _failure(source: str, error: Exception) -> ModelError:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(source).is_dir():
-        remedy = "the folder must hold config.json, *.safetensors and the tokenizer's files"
-    else:
-        remedy = "give a folder that exists, or a name on the Hub that this machine can reach"
-    return ModelError(f"cannot load {source}: {first_line} ({remedy})")
-
-
-def load_config(source: str | Path, revision: str | None = None) -> Any:
-    """The config of a folder or Hub name. Raises ModelError."""
-    try:
-        return AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _failure(str(source), error) from error
-
-
 def load_model(
     source: str | Path, *, dtype: torch.dtype, device: str = "cpu", revision: str | None = None
 ) -> PreTrainedModel:
@@ -173,7 +96,7 @@ def load_model(
             str(source), revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise _failure(str(source), error) from error
+        raise load_failure(str(source), error) from error
     model.requires_grad_(False)
     return model.to(device).eval()
 
@@ -183,7 +106,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
     try:
         return AutoTokenizer.from_pretrained(str(source), revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise _failure(str(source), error) from error
+        raise load_failure(str(source), error) from error
 
 
 def context_length(model: PreTrainedModel) -> int:

@@ -85,6 +85,18 @@ def test_a_second_build_does_nothing(tiny_folder: Path, tmp_path: Path) -> None:
     assert said == []  # not even the target was loaded
 
 
+def test_a_build_with_nothing_to_do_imports_no_torch(tiny_folder: Path, tmp_path: Path) -> None:
+    path = recipe(tmp_path, tiny_folder, epochs=1, score="even")
+    build(load(path, [], None), tmp_path / "artifacts", silent)
+    code = (
+        "import sys; from pathlib import Path; from factory.build import build; from factory.recipe import load; "
+        f"made = build(load(Path({str(path)!r})), Path({str(tmp_path / 'artifacts')!r}), lambda *_: None); "
+        "print([a.name for a in made], 'torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "['tiny', 'tiny--raw'] False"
+
+
 def test_stages_before_the_first_difference_are_used_again(tiny_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "artifacts"
     path = recipe(tmp_path, tiny_folder)

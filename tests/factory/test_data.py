@@ -5,8 +5,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from factory.data import encode_prompts, read_prompts, split_held_out, text_blocks, write_text
+from factory.data import encode_prompts, split_held_out, text_blocks, write_text
 from factory.errors import DataError
+from factory.prompts import read_prompts
 
 
 def silent(_done: int, _total: int, _what: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from factory import models
+from factory import located, models
 from factory.anatomy import anatomy_of, edited_config
 from factory.edit import Edit
 from factory.errors import ModelError
@@ -81,17 +81,17 @@ def test_identity_follows_the_bytes_and_its_cache_does_not_lie(tmp_path: Path) -
     folder.mkdir()
     file = folder / "model.safetensors"
     file.write_bytes(b"abc")
-    first = models.weights_identity(folder, cache)
-    assert models.weights_identity(folder, cache) == first == models.weights_identity(folder)
+    first = located.weights_identity(folder, cache)
+    assert located.weights_identity(folder, cache) == first == located.weights_identity(folder)
     file.write_bytes(b"abcd")
-    assert models.weights_identity(folder, cache) != first
+    assert located.weights_identity(folder, cache) != first
 
 
 def test_what_cannot_be_loaded_says_so(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no config\.json"):
-        models.locate(str(tmp_path))
+        located.locate(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ModelError, match=r"no \.safetensors file"):
-        models.weights_identity(tmp_path)
+        located.weights_identity(tmp_path)
     with pytest.raises(ModelError, match="cannot load"):
         models.load_model(tmp_path, dtype=torch.float32)

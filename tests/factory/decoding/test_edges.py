@@ -157,10 +157,10 @@ def test_a_row_near_its_end_is_offered_less_than_the_others(
     prompts = [PROMPT, list(range(60, 90))]
     limits = Limits(max_new_tokens=12, eos=frozenset(), context=37)
     drafter = ModelDrafter(EagerReader(model))
-    long, short = speculative(EagerReader(model), drafter, prompts, 6, GREEDY, limits, Noise(0, [0, 1]))
+    long, short = speculative(EagerReader(model), drafter, prompts, 8, GREEDY, limits, Noise(0, [0, 1]))
     assert long.tokens == reference(model, prompts[0], 12)
     assert short.tokens == reference(model, prompts[1], 7)
-    assert long.proposed == [6, 3]
+    assert long.proposed == [8, 1]
     assert short.proposed == [5]
 
 
