@@ -11,7 +11,8 @@ from factory.decoding.decoder import Generation, Limits, autoregressive, specula
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.reader import EagerReader
 from factory.decoding.sampling import Noise, Sampling
-from factory.models import context_length, first_token_id, load_model, read_config
+from factory.located import read_config
+from factory.models import context_length, first_token_id, load_model
 
 GREEDY = Sampling()
 COUNT = 48
