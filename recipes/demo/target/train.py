@@ -311,7 +311,7 @@ recognisably Python and mostly not correct; it is of no use beyond that.
 | context | {CONTEXT} tokens |
 | command | `{command}` |
 | hardware | {where} |
-| training time | {run["minutes"]:.0f} minutes, the machine shared with other work |
+| training time | {run["minutes"]:.0f} minutes; on one or two cores at a time, shared with other work |
 | tokens seen | {run["tokens_seen"]:,} in {run["steps"]:,} steps, of {corpus["training_tokens"]:,} in the corpus |
 | corpus | {corpus["files"]:,} .py files: {versions}; standard library without its tests |
 | sha256 of the file list | `{corpus["file_list_sha256"]}` |
