@@ -33,6 +33,9 @@ def main() -> int:
             gap = float(logits[len(prompt) - 1 + place].max() - logits[len(prompt) - 1 + place, output[place]])
             print(f"prompt {list(prompt)[:8]}... differs at new token {place}, logit gap {gap:.2e}")
             differing += 1
+    if len({prompt for prompt, _ in greedy}) < len(greedy):
+        print("a prompt has two different greedy outputs")
+        differing += 1
     rows = sum(line["temperature"] == 0 for line in lines)
     print(f"{rows} greedy outputs, {len(greedy)} distinct; {differing} differ from the target's own greedy choice")
     return 1 if differing else 0

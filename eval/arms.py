@@ -68,8 +68,10 @@ def entries(artifacts: Sequence[Artifact], plan: EvalPlan) -> list[Entry]:
     for artifact in artifacts:
         found.setdefault(artifact.folder.resolve(), artifact)
         sibling = artifact.folder.with_name(artifact.folder.name + RAW)
-        if plan.raw_ks and (sibling / "manifest.json").is_file():
-            found.setdefault(sibling.resolve(), Artifact.open(sibling))
+        if (sibling / "manifest.json").is_file():
+            raw = Artifact.open(sibling)
+            if raw.manifest["digest"] in artifact.manifest["chain"]:  # else it is left over from another recipe
+                found.setdefault(sibling.resolve(), raw)
     if not found:
         raise ArtifactError("no artifact to evaluate: `factory build RECIPE` makes one, `factory ls` lists them")
     by_name: dict[str, Artifact] = {}
@@ -82,7 +84,7 @@ def entries(artifacts: Sequence[Artifact], plan: EvalPlan) -> list[Entry]:
     if len(targets) > 1:
         folders = ", ".join(str(artifact.folder) for artifact in targets.values())
         raise ArtifactError(f"made from different targets, so not comparable: {folders}; evaluate them one by one")
-    drafters = [Entry(a, plan.raw_ks or plan.ks if a.manifest["raw"] else plan.ks) for a in found.values()]
+    drafters = [Entry(a, plan.raw_ks if a.manifest["raw"] else plan.ks) for a in found.values()]
     return [Entry(None, plan.lookup_ks), *drafters]
 
 

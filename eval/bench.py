@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -24,7 +24,7 @@ from eval.choose import pool, promising, shortlist
 from eval.measurement import CHOOSE, CONFIRM, Arm, ArmFacts, Cell, Setting, Timed
 from eval.parity import LARGEST_EXACT, PROBES, Audit, Greedy, audit, check, near_tie_bounds
 from eval.plan import EvalPlan
-from eval.report import write
+from eval.report import require_writable, write
 from eval.results import Findings
 from eval.suites import Prompt, PromptSets, load_suite, prompt_sets, suite_from_file
 from factory.artifact import Artifact
@@ -204,6 +204,7 @@ def evaluate(
     ArtifactError, DataError, ModelError, UnsupportedModel.
     """
     field = entries(artifacts, plan)
+    require_writable(out)
     device = resolve_device(plan.device)
     with _threads(plan.threads):
         found = _run(field, plan, target, device, prompts_file, _Counter(progress))
@@ -211,7 +212,8 @@ def evaluate(
     write(results, [cell for _, cell in (*found.first, *found.second)], out)
     for entry in field:
         if entry.artifact is not None:
-            entry.artifact.write_eval(results)
+            with suppress(OSError):  # an artifact on a read-only disk is measured all the same; `out` has it all
+                entry.artifact.write_eval(results)
     return results
 
 

@@ -147,6 +147,12 @@ def _modes(temperatures: Sequence[float]) -> str:
     return " and ".join("greedy" if t == 0 else f"temperature {t:g}" for t in temperatures)
 
 
+def _sameness(temperatures: Sequence[float]) -> str:
+    if all(t == 0 for t in temperatures):
+        return "with the same output"
+    return "with the same output" + (" (in law, above temperature 0)" if min(temperatures) == 0 else " in law")
+
+
 def _praise(
     winner: Candidate,
     first: Candidate,
@@ -155,8 +161,9 @@ def _praise(
     temperatures: Sequence[float],
 ) -> str:
     said = [
-        f"{winner.arm.words} is {winner.interval.value:.2f} times as fast as the target alone, with the same output: "
-        f"95 % interval {winner.low:.2f} to {winner.interval.high:.2f} over {winner.prompts} prompts that took no part "
+        f"{winner.arm.words} is {winner.interval.value:.2f} times as fast as the target alone, "
+        f"{_sameness(temperatures)}: 95 % interval {winner.low:.2f} to "
+        f"{winner.interval.high:.2f} over {winner.prompts} prompts that took no part "
         f"in choosing it, {_modes(temperatures)} (on the prompts it was chosen by: {_figure(first.interval)})."
     ]
     if winner.arm.drafter != MODEL and any(candidate.arm.drafter == MODEL for candidate in chosen):

@@ -30,7 +30,7 @@ class EvalPlan(BaseModel):
     max_new_tokens: int = Field(default=128, ge=2)
     ks: tuple[Guesses, ...] = Field(default=(2, 3, 4, 6), min_length=1)
     lookup_ks: tuple[Guesses, ...] = Field(default=(4,), min_length=1)  # the free baseline, so never without
-    raw_ks: tuple[Guesses, ...] = (4,)  # drafters as they were before training
+    raw_ks: tuple[Guesses, ...] = Field(default=(4,), min_length=1)  # drafters as they were before training
     temperatures: tuple[Temperature, ...] = Field(default=(0.0, 1.0), min_length=1)
     top_k: int = Field(default=0, ge=0)  # 0 = off
     top_p: float = Field(default=1.0, gt=0, le=1)  # 1 = off

@@ -29,11 +29,20 @@ Row = dict[str, Any]
 
 
 def write(results: dict[str, Any], cells: Sequence[Cell], out: Path) -> None:
-    """All files of an evaluation into `out`; results.json last."""
-    out.mkdir(parents=True, exist_ok=True)
+    """All files of an evaluation into `out`; what was measured before what is drawn of it."""
     write_atomically(out / TOKENS, "".join(json.dumps(line) + "\n" for cell in cells for line in token_lines(cell)))
-    draw(results, out / TOKENS, out)
     write_atomically(out / RESULTS, json.dumps(results, indent=1, allow_nan=False) + "\n")
+    draw(results, out / TOKENS, out)
+
+
+def require_writable(out: Path) -> None:
+    """Raises DataError now rather than after an hour of measuring."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / ".writable", "")
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
 
 
 def token_lines(cell: Cell) -> list[Row]:
@@ -59,12 +68,15 @@ def token_lines(cell: Cell) -> list[Row]:
 
 
 def redraw(folder: Path) -> Path:
-    """report.html again from the files in `folder`; returns its path. Raises DataError where they are missing."""
+    """report.html again from the files in `folder`; returns its path. Raises DataError for what eval did not write."""
     try:
         results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / RESULTS}: cannot be read ({error}); `factory eval` writes it") from error
-    return draw(results, folder / TOKENS, folder)
+    try:
+        return draw(results, folder / TOKENS, folder)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder / RESULTS}: not what `factory eval` writes ({error!r}); run it again") from error
 
 
 def draw(results: dict[str, Any], tokens_path: Path, out: Path) -> Path:
@@ -98,13 +110,17 @@ def _points(results: dict[str, Any], names: list[str], x_key: str) -> list[Point
             label=f"k={row['k']}",
             words=f"{drafter_name(row)}, k = {row['k']}: {interval(row)}",
         )
-        for row in results["candidates"]
-        if row["prompt_set"] == CHOOSE and row["drafter"] == MODEL
+        for row in _chosen_from(results)
+        if row["drafter"] == MODEL
     ]
 
 
+def _chosen_from(results: dict[str, Any]) -> list[Row]:
+    return [row for row in results["candidates"] if row["prompt_set"] == CHOOSE]
+
+
 def _levels(results: dict[str, Any]) -> list[Level]:
-    lookups = [row["speedup"] for row in results["candidates"] if row["drafter"] == PROMPT_LOOKUP]
+    lookups = [row["speedup"] for row in _chosen_from(results) if row["drafter"] == PROMPT_LOOKUP]
     levels = [Level(1.0, "target alone")]
     return [*levels, Level(max(lookups), "prompt lookup, best k")] if lookups else levels
 

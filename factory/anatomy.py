@@ -64,8 +64,15 @@ def anatomy_of(config: dict[str, Any]) -> Anatomy:
 
 
 def shape_from_config(config: dict[str, Any]) -> Shape:
-    """The Shape that a config.json describes. Raises UnsupportedModel."""
+    """The Shape that a config.json describes. Raises UnsupportedModel, also where a key is missing."""
     anatomy = anatomy_of(config)
+    try:
+        return _shape(config, anatomy)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnsupportedModel(f"its config.json is not complete ({error!r})") from None
+
+
+def _shape(config: dict[str, Any], anatomy: Anatomy) -> Shape:
     hidden = int(config[anatomy.fixed_keys["hidden"]])
     heads = int(config[anatomy.fixed_keys["heads"]])
     ffn = config.get("n_inner") or 4 * hidden if anatomy.learned_positions else config["intermediate_size"]

@@ -14,6 +14,7 @@ drafter is made or measured.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,10 @@ class Artifact:
     def evals(self) -> list[dict[str, Any]]:
         """Every evaluation of this very manifest, oldest first."""
         files = sorted((self.folder / "evals").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        found = [json.loads(path.read_text()) for path in files]
+        found = []
+        for path in files:
+            with contextlib.suppress(ValueError):  # a damaged record is no measurement
+                found.append(json.loads(path.read_text()))
         return [result for result in found if result.get("manifest_sha256") == self.manifest_digest()]
 
     def manifest_digest(self) -> str:

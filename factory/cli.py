@@ -65,7 +65,10 @@ def reported(command: Callable[Arguments, Result]) -> Callable[Arguments, Result
             typer.echo(str(error), err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            typer.echo("\ninterrupted: the same command goes on from where it stopped", err=True)
+            typer.echo(
+                "\ninterrupted: the same command goes on where a build stopped, or evaluates anew",
+                err=True,
+            )
             raise typer.Exit(130) from None
         except Exception as error:
             first_line = (str(error).strip() or "no message").splitlines()[0]
@@ -192,8 +195,6 @@ def _forecast(loaded: Loaded) -> str:
             shape = stage.forecast(shape)
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{place}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise UnsupportedModel(f"{place}: its config.json is not complete ({error!r})") from None
     sizes = f"{before.layers} -> {shape.layers} layers, {shape.parameters / 1e6:.1f} M parameters"
     return f"{text}; {sizes}, c = {cost_ratio(shape, before):.3f}"
 

@@ -1,4 +1,4 @@
-"""Prompts and text. Reads prompts, and lets the target write the text that a drafter learns from.
+"""Text as token blocks. Lets the target write the text that a drafter learns from.
 
 A drafter is judged on what the target would write, so that is what it must learn: text of other
 origin teaches it to predict tokens that it will never be asked for. What is written is kept in
@@ -77,7 +77,7 @@ def split_held_out(prompts: int, samples: int, share: float) -> tuple[list[int],
     Split by prompt, so that no held-out text begins like one trained on; by sample where there is
     but one prompt (`bos`).
     """
-    kinds = prompts if prompts > 1 else samples
+    kinds = min(prompts, samples) if prompts > 1 else samples
     held = min(kinds - 1, max(1, round(share * kinds))) if share > 0 and kinds > 1 else 0
     training = [i for i in range(samples) if i % kinds < kinds - held]
     return training, [i for i in range(samples) if i % kinds >= kinds - held]

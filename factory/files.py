@@ -13,7 +13,7 @@ from factory.errors import FactoryError
 
 def write_atomically(path: Path, text: str) -> None:
     """The whole text or nothing: a killed process leaves the old file."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 

@@ -25,8 +25,3 @@ def expected_tokens(alpha: float, k: int) -> float:
 def modelled_speedup(alpha: float, k: int, c: float) -> float:
     """Expected tokens / (k * c + 1) (arXiv 2211.17192, theorem 3.8): verification costs one target step."""
     return expected_tokens(alpha, k) / (k * c + 1)
-
-
-def best_k(alpha: float, c: float, largest: int = 16) -> int:
-    """The k from 1 to `largest` with the highest modelled speedup."""
-    return max(range(1, largest + 1), key=lambda k: modelled_speedup(alpha, k, c))

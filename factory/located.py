@@ -5,6 +5,7 @@ No torch here: whether a build has anything left to do must be known at once.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,8 @@ def weights_identity(folder: Path, cache_file: Path | None = None) -> str:
         raise ModelError(f"{folder} has no .safetensors file: save the model with transformers' save_pretrained")
     known: dict[str, str] = {}
     if cache_file is not None and cache_file.is_file():
-        known = json.loads(cache_file.read_text())
+        with contextlib.suppress(ValueError):  # a damaged cache is only a cache
+            known = json.loads(cache_file.read_text())
     sums: dict[str, str] = {}
     for file in files:
         stat = file.resolve().stat()
@@ -67,8 +69,9 @@ def weights_identity(folder: Path, cache_file: Path | None = None) -> str:
         sums[file.name] = known.setdefault(key, "") or sha256_file(file)
         known[key] = sums[file.name]
     if cache_file is not None:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cache_file, json.dumps(known, indent=1))
+        with contextlib.suppress(OSError):  # a read-only folder is hashed anew each time
+            cache_file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(cache_file, json.dumps(known, indent=1))
     return sha256_text("\n".join(f"{name} {digest}" for name, digest in sums.items()))
 
 

@@ -17,6 +17,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from factory.errors import ModelError
@@ -38,9 +39,11 @@ def resolve_dtype(name: str, device: str) -> torch.dtype:
 
 
 def resolve_device(name: str) -> str:
-    """The device of that name; `auto` is CUDA where there is one, else the CPU."""
+    """The device of that name; `auto` is CUDA where there is one, else the CPU. Raises ModelError."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"device {name}: torch finds no CUDA device here; write `device: cpu` or `device: auto`")
     return name
 
 
@@ -95,7 +98,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             str(source), revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise load_failure(str(source), error) from error
     model.requires_grad_(False)
     return model.to(device).eval()
@@ -105,7 +108,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
     """The tokenizer of a folder or Hub name. Raises ModelError."""
     try:
         return AutoTokenizer.from_pretrained(str(source), revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise load_failure(str(source), error) from error
 
 
@@ -126,13 +129,11 @@ def eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
 
 def first_token_id(model: PreTrainedModel) -> int:
     """The id that a text begins with: BOS, or EOS where there is no BOS (GPT-2). Raises ModelError."""
-    bos = model.config.bos_token_id
-    if bos is not None:
-        return int(bos)
-    eos = sorted(eos_token_ids(model))
-    if not eos:
+    candidates = [model.config.bos_token_id, *sorted(eos_token_ids(model))]
+    first = next((int(token) for token in candidates if token is not None and token < model.config.vocab_size), None)
+    if first is None:
         raise ModelError(
             f"{model.config.name_or_path or model.config.model_type} names neither a BOS nor an EOS token: "
-            "`prompts: bos` cannot begin a text; give a prompts file instead"
+            "that is in its vocabulary: `prompts: bos` cannot begin a text; give a prompts file instead"
         )
-    return eos[0]
+    return first

@@ -14,7 +14,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises DataError with file:line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); give a UTF-8 .jsonl or .txt file") from error
     if path.suffix == ".jsonl":

@@ -31,7 +31,6 @@ class Teacher:
         progress: Callable[[int, int, str], None],
     ) -> None:
         self._target, self._text = target, text
-        self.dtype = target.dtype
         self.head = target.get_output_embeddings()  # hidden [C, D] -> logits [C, V]
         self._remembered: list[torch.Tensor] = []  # per row [answer tokens, D]
         size = int(text.answer_mask.sum()) * target.config.hidden_size * target.dtype.itemsize

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from factory.errors import DataError, FactoryError
 from factory.files import write_atomically
 from factory.job import Job
 from factory.located import read_config
+from factory.provenance import sha256_file
 from factory.stages import AnyStage, Given, StructuralStage
 from factory.tensors.surgery import carve
 
@@ -89,8 +91,9 @@ class Workshop:
     def _run(self, stage: AnyStage, chain: list[str]) -> None:
         """Apply the last stage of a digest chain to the result of those before it, and keep the result."""
         folder = self._folder(chain[-1])
-        if (folder / "stage.json").is_file():
+        if _is_sound(folder):
             return
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged result is made again, never used
         # Always read back from disk, in an undisturbed build as in a resumed one: both end alike.
         source = self._folder(chain[-2]) / "model" if len(chain) > 1 else self._job.located.folder
         working = folder.with_name(folder.name + ".working")  # a training stage's checkpoints live here
@@ -107,10 +110,11 @@ class Workshop:
             raise FactoryError(f"stage {stage.kind} changed the target's weights: nothing of it is kept; report this")
         drafter.save_pretrained(working / "model")
         self._tokenizer.save_pretrained(working / "model")
-        record = {"stage": stage.model_dump(), "version": stage.version, "facts": facts}
+        sums = {path.name: sha256_file(path) for path in sorted((working / "model").iterdir())}
+        record = {"stage": stage.model_dump(), "version": stage.version, "facts": facts, "files": sums}
         write_atomically(working / "stage.json", json.dumps(record, indent=1))
-        (working / "checkpoint.pt").unlink(missing_ok=True)
         working.rename(folder)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
 
     def _assemble(self, folder: Path, chain: list[str]) -> Artifact:
         """Copy the last stage's model and every record into a new artifact folder, then swap it in."""
@@ -125,11 +129,13 @@ class Workshop:
             facts.append({"kind": stage.kind, **record["facts"]})
             write_atomically(working / "stages" / f"{index}-{stage.kind}.json", json.dumps(record, indent=1))
         (working / "recipe.yaml").write_bytes(job.loaded.source)
-        write_atomically(working / "resolved.yaml", job.recipe.to_yaml())
+        target = job.recipe.target.model_copy(update={"revision": job.located.revision})
+        write_atomically(working / "resolved.yaml", job.recipe.model_copy(update={"target": target}).to_yaml())
         drafter = models.load_model(working / "model", dtype=self._target.dtype)
         manifest = {
             "name": folder.name,
             "digest": chain[-1],
+            "chain": chain,
             "raw": folder.name != job.recipe.name,
             "target": {
                 "model": job.loaded.target_as_given,
@@ -151,11 +157,23 @@ class Workshop:
             "hardware": provenance.hardware(self._device),
         }
         write_manifest(working, manifest)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():  # an artifact of another recipe: kept aside, since its evaluations cannot be made again
+            replaced = job.cache / "replaced" / f"{folder.name}-{time.time_ns()}"
+            replaced.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(replaced)
         working.rename(folder)
         artifact = Artifact.open(folder)
         artifact.write_card()
         return artifact
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether a stage's result is complete and every file of its model is as it was written."""
+    if not (folder / "stage.json").is_file():
+        return False
+    sums = json.loads((folder / "stage.json").read_text())["files"]
+    files = {name: folder / "model" / name for name in sums}
+    return all(path.is_file() and sha256_file(path) == sums[name] for name, path in files.items())
 
 
 def _carved(

@@ -174,3 +174,37 @@ def test_what_cannot_be_built_is_said_before_anything_starts(tmp_path: Path) -> 
     (target / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no \.safetensors file"):
         build(load(recipe(tmp_path, target), [], None), tmp_path / "out", silent)
+
+
+def test_a_damaged_stage_result_is_made_again(tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "artifacts"
+    loaded = load(recipe(tmp_path, tiny_folder, epochs=1, score="even"), [], None)
+    (drafter, _) = build(loaded, out, silent)
+    sound = weights(drafter)
+    for file in (out / ".cache" / "stages").glob("*/model/model.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+    drafter.folder.rename(tmp_path / "elsewhere")
+    assert weights(build(loaded, out, silent)[0]) == sound
+
+
+def test_nothing_of_the_users_is_deleted(tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "artifacts"
+    (out / "tiny").mkdir(parents=True)
+    (out / "tiny" / "thesis.txt").write_text("years of work")
+    path = recipe(tmp_path, tiny_folder, epochs=1, score="even")
+    with pytest.raises(FactoryError, match="exists and is no artifact"):
+        build(load(path, [], None), out, silent)
+    (out / "tiny" / "thesis.txt").rename(tmp_path / "thesis.txt")
+    (out / "tiny").rmdir()
+    build(load(path, [], None), out, silent)
+    (out / "tiny" / "report.html").write_text("measured")
+    build(load(path, ["stages.1.lr=0.001"], None), out, silent)
+    assert [p.read_text() for p in (out / ".cache" / "replaced").glob("tiny-*/report.html")] == ["measured"]
+
+
+def test_a_bfloat16_target_is_distilled_in_mixed_precision(tiny_folder: Path, tmp_path: Path) -> None:
+    path = recipe(tmp_path, tiny_folder, epochs=10, score="even")
+    (drafter, _) = build(load(path, ["target.dtype=bfloat16"], None), tmp_path / "artifacts", silent)
+    facts = drafter.manifest["facts"][1]
+    assert drafter.manifest["dtype"] == "bfloat16"
+    assert facts["held_out_after"]["forward_kl"] < facts["held_out_before"]["forward_kl"]

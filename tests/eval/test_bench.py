@@ -131,7 +131,7 @@ def test_own_prompts_replace_the_suites_and_those_that_do_not_fit_are_counted(bu
     path.write_text("one\ntwo words\nthree\n" + "x" * 200 + "\nfour\n")
     plan = EvalPlan(
         ks=(2,),
-        raw_ks=(),
+        raw_ks=(2,),
         temperatures=(0.0,),
         max_new_tokens=6,
         repeats=2,
@@ -144,14 +144,13 @@ def test_own_prompts_replace_the_suites_and_those_that_do_not_fit_are_counted(bu
     assert (suite["name"], suite["version"], suite["skipped_prompts"]) == ("mine", None, 1)
     assert (suite["prompts"], suite["confirm_prompts"]) == (2, 2)
     assert results["skipped_prompts"] == 1
-    assert not any(row["artifact"] == "tiny--raw" for row in results["rows"])
     assert all(row["dtype"] == "float64" and row["near_tie_bound"] is None for row in results["rows"])
 
 
 def test_prompts_too_long_for_the_context_stop_the_run_before_it_starts(built: Artifact, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="suite code: 0 different prompts fit"):
         judge(built, tmp_path / "out", suites=("code",), max_new_tokens=20)
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
 SIZES = "layers hidden heads kv_heads head_dim ffn ffn_matrices embedding_rows head_rows positions"
@@ -168,9 +167,17 @@ def stub(tmp_path: Path) -> Callable[..., Artifact]:
         (folder / "model" / "model.safetensors").write_bytes(b"weights")
         target = {"model": "m", "path": None, "revision": None, "identity": identity, "parameters": 10}
         facts = {"dtype": "float32", "parameters": 5, "bytes_on_disk": 20, "shape": SHAPE, "target_shape": SHAPE}
-        return write_manifest(folder, {"name": name, "raw": raw, "target": target, **facts})
+        chain = ["first"] if raw else ["first", f"{name} trained"]
+        made = {"name": name, "raw": raw, "target": target, "digest": chain[-1], "chain": chain, **facts}
+        return write_manifest(folder, made)
 
     return make
+
+
+def test_a_raw_sibling_of_another_recipe_takes_no_part(stub: Callable[..., Artifact]) -> None:
+    trained, raw = stub("x"), stub("x--raw", raw=True)
+    write_manifest(raw.folder, {**raw.manifest, "digest": "another"})
+    assert [entry.artifact and entry.artifact.name for entry in entries([trained], EvalPlan())] == [None, "x"]
 
 
 def test_the_raw_sibling_takes_part_once_with_its_own_k(stub: Callable[..., Artifact]) -> None:
@@ -183,7 +190,6 @@ def test_the_raw_sibling_takes_part_once_with_its_own_k(stub: Callable[..., Arti
             ("x", (2, 3)),
             ("x--raw", (4,)),
         ]
-    assert [entry.artifact and entry.artifact.name for entry in entries([trained], EvalPlan(raw_ks=()))] == [None, "x"]
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_loaded(stub: Callable[..., Artifact]) -> None:

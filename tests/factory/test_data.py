@@ -57,6 +57,7 @@ def test_held_out_prompts_are_never_trained_on(prompts: int, samples: int) -> No
     if prompts > 1:
         assert not {i % prompts for i in training} & {i % prompts for i in held_out}
     assert training
+    assert held_out
 
 
 def test_no_share_holds_nothing_out() -> None:

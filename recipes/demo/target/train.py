@@ -263,7 +263,7 @@ def train(work: Path, minutes: float, device: str, dtype: torch.dtype, batch_tok
             saved = now
     model.float().eval()
     losses = {source: held_out_loss(model, np.load(work / f"held_out_{source}.npy")) for source in SOURCES}
-    model.to(torch.bfloat16).save_pretrained(HERE, safe_serialization=True)
+    model.to(torch.bfloat16).save_pretrained(HERE)
     return {"steps": step, "tokens_seen": tokens_seen, "minutes": spent_s / 60, "held_out_loss": losses}
 
 
