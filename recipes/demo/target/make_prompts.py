@@ -17,7 +17,7 @@ import re
 from tokenizers import Tokenizer
 from train import HERE, corpus_files, is_held_out, read_source
 
-COUNT = 896
+COUNT = 640
 LENGTH = 32  # tokens
 BEGINNING = re.compile(r" {0,4}(async def |def |class |@)")
 
