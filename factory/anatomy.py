@@ -6,77 +6,182 @@ is not listed here raises UnsupportedModel: a wrong guess would build a drafter 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from factory.edit import Edit, Shape
 from factory.errors import UnsupportedModel
 
+Config = dict[str, Any]
+
+TIED_HEAD_DIM = "transformers derives its head_dim as hidden size / heads, so a model with fewer heads cannot be loaded"
+HALF = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """How many biases and norm weights of each width one layer has; `final`: of the hidden width, after the layers."""
+
+    hidden: int
+    query: int = 0
+    kv: int = 0  # key and value counted each
+    head: int = 0
+    ffn: int = 0
+    final: int = 1
+
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One architecture: module paths, and the config keys that must follow an edit."""
+    """One architecture: module paths, and the config keys that must follow an edit. Paths are relative to a layer."""
 
     layers: str  # prefix of the layer list in the state dict
-    count_key: str  # the config key that holds the number of layers
-    per_layer_keys: tuple[str, ...]  # config lists with one entry a layer
-    fixed_keys: dict[str, str]  # Shape field -> config key
-    ffn_matrices: int
-    learned_positions: bool
+    attention: str  # the attention module
+    queries: str  # the projection that makes the queries
+    attention_out: str  # the projection that takes the heads' outputs
+    ffn: tuple[str, ...]  # the projections that make the FFN's channels; the last one is a root of the coupling
+    ffn_out: str  # the projection that takes them
+    vectors: Callable[[Config], Vectors]
+    count_key: str = "num_hidden_layers"
+    hidden_key: str = "hidden_size"
+    heads_key: str = "num_attention_heads"
+    ffn_key: str = "intermediate_size"
+    context_key: str = "max_position_embeddings"
+    position_rows: int | None = None  # rows of a learned position table beyond the context; None: rotary
+    tied_by_default: bool = False  # transformers' own default where config.json is silent
+    why_no_heads: str | None = None  # why attention heads cannot be removed
+    why_gptqmodel: str | None = None  # why a quantised folder loads through gptqmodel only
+
+    @property
+    def prefix(self) -> str:
+        """The base model's name, which some checkpoints on the Hub leave out: `transformer`, `model`."""
+        return self.layers.split(".", 1)[0]
+
+    @property
+    def fused_qkv(self) -> bool:
+        """Query, key and value are one matrix."""
+        return "q_proj" not in self.queries
+
+
+def _llama_vectors(config: Config) -> Vectors:
+    attention, ffn = bool(config.get("attention_bias")), bool(config.get("mlp_bias"))
+    return Vectors(hidden=2 + attention + ffn, query=attention, kv=2 * attention, ffn=2 * ffn)
+
+
+def _qwen3_vectors(config: Config) -> Vectors:
+    attention = bool(config.get("attention_bias"))
+    return Vectors(hidden=2 + attention, query=attention, kv=2 * attention, head=2)
+
+
+def _gpt_neox_vectors(config: Config) -> Vectors:
+    attention = bool(config.get("attention_bias", True))
+    return Vectors(hidden=5 + attention, query=attention, kv=2 * attention, ffn=1, final=2)
+
+
+def _opt_vectors(config: Config) -> Vectors:
+    bias = bool(config.get("enable_bias", True))
+    norm = 2 * bool(config.get("layer_norm_elementwise_affine", True))
+    final = norm if config.get("do_layer_norm_before", True) and not config.get("_remove_final_layer_norm") else 0
+    return Vectors(hidden=2 * norm + 2 * bias, query=bias, kv=2 * bias, ffn=bias, final=final)
+
+
+def _llama_like(vectors: Callable[[Config], Vectors]) -> Anatomy:
+    return Anatomy(
+        layers="model.layers",
+        attention="self_attn",
+        queries="self_attn.q_proj",
+        attention_out="self_attn.o_proj",
+        ffn=("mlp.gate_proj", "mlp.up_proj"),
+        ffn_out="mlp.down_proj",
+        vectors=vectors,
+    )
 
 
 ANATOMIES = {
-    "llama": Anatomy(
-        layers="model.layers",
-        count_key="num_hidden_layers",
-        per_layer_keys=("layer_types",),
-        fixed_keys={"hidden": "hidden_size", "heads": "num_attention_heads", "positions": "max_position_embeddings"},
-        ffn_matrices=3,
-        learned_positions=False,
-    ),
+    "llama": _llama_like(_llama_vectors),
+    "mistral": _llama_like(lambda config: Vectors(hidden=2)),
+    "qwen2": _llama_like(lambda config: Vectors(hidden=2, query=1, kv=2)),
+    "qwen3": _llama_like(_qwen3_vectors),
     "gpt2": Anatomy(
         layers="transformer.h",
+        attention="attn",
+        queries="attn.c_attn",
+        attention_out="attn.c_proj",
+        ffn=("mlp.c_fc",),
+        ffn_out="mlp.c_proj",
+        vectors=lambda config: Vectors(hidden=6, query=1, kv=2, ffn=1, final=2),
         count_key="n_layer",
-        per_layer_keys=(),
-        fixed_keys={"hidden": "n_embd", "heads": "n_head", "positions": "n_positions"},
-        ffn_matrices=2,
-        learned_positions=True,
+        hidden_key="n_embd",
+        heads_key="n_head",
+        ffn_key="n_inner",
+        context_key="n_positions",
+        position_rows=0,
+        tied_by_default=True,
+        why_no_heads=TIED_HEAD_DIM,
+        why_gptqmodel="transformers builds GPT-2 out of Conv1D modules, which its GPTQ loader does not replace",
+    ),
+    "gpt_neox": Anatomy(
+        layers="gpt_neox.layers",
+        attention="attention",
+        queries="attention.query_key_value",
+        attention_out="attention.dense",
+        ffn=("mlp.dense_h_to_4h",),
+        ffn_out="mlp.dense_4h_to_h",
+        vectors=_gpt_neox_vectors,
+        why_no_heads=TIED_HEAD_DIM,
+    ),
+    "opt": Anatomy(
+        layers="model.decoder.layers",
+        attention="self_attn",
+        queries="self_attn.q_proj",
+        attention_out="self_attn.out_proj",
+        ffn=("fc1",),
+        ffn_out="fc2",
+        vectors=_opt_vectors,
+        ffn_key="ffn_dim",
+        position_rows=2,  # OPT's table begins at position 2
+        tied_by_default=True,
+        why_no_heads=TIED_HEAD_DIM,
     ),
 }
 
-# Attention in every layer is scaled by the layer's own index here: dropping layers would change the ones that stay.
-_GPT2_INDEX_SCALING = "scale_attn_by_inverse_layer_idx"
 
-
-def anatomy_of(config: dict[str, Any]) -> Anatomy:
+def anatomy_of(config: Config) -> Anatomy:
     """The anatomy for a config.json. Raises UnsupportedModel, naming what is supported."""
     model_type = config.get("model_type")
     if model_type not in ANATOMIES:
         supported = ", ".join(sorted(ANATOMIES))
         raise UnsupportedModel(f"model type {model_type!r} is not supported; supported: {supported}")
-    if config.get(_GPT2_INDEX_SCALING):
+    if config.get("scale_attn_by_inverse_layer_idx"):
         raise UnsupportedModel(
-            f"config.json sets {_GPT2_INDEX_SCALING}: a layer's scale depends on its index, so no layer can be dropped"
+            "config.json sets scale_attn_by_inverse_layer_idx: a layer's scale depends on its index, "
+            "so no layer can be dropped"
         )
-    if config.get("quantization_config"):
-        raise UnsupportedModel("the target is quantised: make the drafter from its unquantised original")
+    if config.get("word_embed_proj_dim") not in (None, config.get("hidden_size")):
+        raise UnsupportedModel(
+            "config.json sets word_embed_proj_dim: its embeddings have another width than its layers (opt-350m), "
+            "which no stage knows"
+        )
     return ANATOMIES[model_type]
 
 
-def shape_from_config(config: dict[str, Any]) -> Shape:
+def shape_from_config(config: Config) -> Shape:
     """The Shape that a config.json describes. Raises UnsupportedModel, also where a key is missing."""
     anatomy = anatomy_of(config)
+    if config.get("quantization_config"):
+        raise UnsupportedModel("the target is quantised: make the drafter from its unquantised original")
     try:
         return _shape(config, anatomy)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UnsupportedModel(f"its config.json is not complete ({error!r})") from None
 
 
-def _shape(config: dict[str, Any], anatomy: Anatomy) -> Shape:
-    hidden = int(config[anatomy.fixed_keys["hidden"]])
-    heads = int(config[anatomy.fixed_keys["heads"]])
-    ffn = config.get("n_inner") or 4 * hidden if anatomy.learned_positions else config["intermediate_size"]
-    vocabulary = int(config["vocab_size"])
+def _shape(config: Config, anatomy: Anatomy) -> Shape:
+    hidden, heads = int(config[anatomy.hidden_key]), int(config[anatomy.heads_key])
+    ffn = config.get("n_inner") or 4 * hidden if anatomy.ffn_key == "n_inner" else config[anatomy.ffn_key]
+    vocabulary, context = int(config["vocab_size"]), int(config[anatomy.context_key])
+    vectors = anatomy.vectors(config)
+    bits = 16.0 if config.get("dtype", config.get("torch_dtype")) in HALF else 32.0
     return Shape(
         layers=int(config[anatomy.count_key]),
         hidden=hidden,
@@ -84,23 +189,55 @@ def _shape(config: dict[str, Any], anatomy: Anatomy) -> Shape:
         kv_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=int(config.get("head_dim") or hidden // heads),
         ffn=int(ffn),
-        ffn_matrices=anatomy.ffn_matrices,
+        ffn_matrices=len(anatomy.ffn) + 1,
+        fused_qkv=anatomy.fused_qkv,
         embedding_rows=vocabulary,
         head_rows=vocabulary,
-        positions=int(config[anatomy.fixed_keys["positions"]]) if anatomy.learned_positions else 0,
-        # transformers' own defaults where the file is silent
-        tied=bool(config.get("tie_word_embeddings", anatomy.learned_positions)),
-        bits=16.0 if config.get("dtype", config.get("torch_dtype")) in ("float16", "bfloat16") else 32.0,
+        positions=0 if anatomy.position_rows is None else context + anatomy.position_rows,
+        context=context,
+        tied=bool(config.get("tie_word_embeddings", anatomy.tied_by_default)),
+        hidden_vectors=int(vectors.hidden),
+        query_vectors=int(vectors.query),
+        kv_vectors=int(vectors.kv),
+        head_vectors=int(vectors.head),
+        ffn_vectors=int(vectors.ffn),
+        final_vectors=int(vectors.final),
+        bits=bits,
+        table_bits=bits,
     )
 
 
-def edited_config(config: dict[str, Any], edit: Edit) -> dict[str, Any]:
-    """The config of what stays: the layer count, and every list with one entry a layer."""
-    anatomy = anatomy_of(config)
-    if edit.keep_layers is None:
-        return dict(config)
-    edited = {**config, anatomy.count_key: len(edit.keep_layers)}
-    for key in anatomy.per_layer_keys:
-        if config.get(key):
-            edited[key] = [config[key][layer] for layer in edit.keep_layers]
+def edited_config(config: Config, edit: Edit) -> Config:
+    """The config of what stays: the layer count, every list with one entry a layer, and the widths."""
+    anatomy, shape = anatomy_of(config), shape_from_config(config)
+    edited = dict(config)
+    if edit.keep_layers is not None:
+        edited[anatomy.count_key] = len(edit.keep_layers)
+        kinds = layer_types(config)
+        if kinds is not None:
+            edited["layer_types"] = [kinds[layer] for layer in edit.keep_layers]
+        if config.get("max_window_layers") is not None:
+            edited["max_window_layers"] = sum(layer < config["max_window_layers"] for layer in edit.keep_layers)
+    if edit.keep_ffn is not None:
+        edited[anatomy.ffn_key] = len(edit.keep_ffn[0])
+    if edit.keep_heads is not None and edit.keep_kv_heads is not None:
+        if anatomy.why_no_heads:
+            raise UnsupportedModel(f"{config['model_type']}: {anatomy.why_no_heads}")
+        edited[anatomy.heads_key] = len(edit.keep_heads[0])
+        edited["num_key_value_heads"] = len(edit.keep_kv_heads[0])
+        edited["head_dim"] = shape.head_dim  # else it would be taken for hidden size / heads
     return edited
+
+
+def layer_types(config: Config) -> list[str] | None:
+    """The kind of attention of each layer where the config has one for each; None where all are alike.
+
+    Older files of Qwen name no `layer_types`: there the layers from `max_window_layers` on have a window.
+    """
+    if config.get("layer_types"):
+        return list(config["layer_types"])
+    if config.get("use_sliding_window") and config.get("sliding_window"):
+        first = int(config.get("max_window_layers") or 0)
+        count = int(config["num_hidden_layers"])
+        return ["sliding_attention" if layer >= first else "full_attention" for layer in range(count)]
+    return None

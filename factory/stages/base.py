@@ -1,8 +1,9 @@
 """What every stage is: a frozen pydantic class whose fields are its keys in the recipe.
 
 A structural stage decides what stays and touches no tensor; one surgery carries its Edit out.
-A training stage changes weights in place and reports facts. Neither knows files, recipes or the
-other stages. Torch is imported inside methods only: `factory check` never loads it.
+A training stage changes weights in place and reports facts. A quantizing stage turns one model
+folder into another, since what it makes exists only as a folder that a kernel can read. None knows
+recipes or the other stages. Torch is imported inside methods only: `factory check` never loads it.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
     from factory.data import TextBlocks
 
 
+Scores = dict[str, list[Any]]  # by what is scored: "layers" [L], "ffn" [L][channels], "heads" [L][query heads]
+
+
 @dataclass(frozen=True)
 class Given:
     """What a build hands to a stage."""
 
-    target: PreTrainedModel
+    target: Callable[[], PreTrainedModel]  # loads it at the first call: not every stage needs it
     text: TextBlocks | None  # the training part; None where the recipe has no data
     held_out: TextBlocks | None  # never trained on; what the reported overlap is measured on
     seed: int
@@ -52,16 +56,24 @@ class Stage(BaseModel, ABC):
         """The shape after this stage, from the shape before it. Raises UnsupportedModel."""
         return shape
 
+    def require(self, config: dict[str, Any]) -> None:
+        """Raises UnsupportedModel where this stage cannot be done to the family of that config.json, with the reason."""
+
 
 class StructuralStage(Stage):
     """Decides what stays of a model."""
 
-    def measure(self, model: PreTrainedModel, given: Given) -> list[float]:
-        """What `decide` needs to know about the model as it runs; empty where the shape is enough."""
-        return []
+    @property
+    def needs_model(self) -> bool:
+        """Whether scoring runs the model or reads its weights; else the shape is enough, and nothing is loaded."""
+        return False
+
+    def measure(self, model: PreTrainedModel, given: Given) -> Scores:
+        """What `decide` needs to know about the model; empty where the shape is enough."""
+        return {}
 
     @abstractmethod
-    def decide(self, shape: Shape, scores: list[float]) -> Edit:
+    def decide(self, shape: Shape, scores: Scores, seed: int) -> Edit:
         """The Edit. A pure function. Raises UnsupportedModel where the shape allows none."""
 
 
@@ -76,3 +88,16 @@ class TrainingStage(Stage):
     @abstractmethod
     def apply(self, drafter: PreTrainedModel, given: Given) -> dict[str, Any]:
         """Train `drafter` in place; returns facts for the manifest (JSON-able)."""
+
+
+class QuantizingStage(Stage):
+    """Writes a model folder again in another weight format. Always last: nothing can be pruned or trained behind it."""
+
+    @property
+    def needs_text(self) -> bool:
+        """Calibration is on text."""
+        return True
+
+    @abstractmethod
+    def quantize(self, source: Path, destination: Path, given: Given) -> dict[str, Any]:
+        """Read the model in `source`, write it quantised into `destination` (new); returns facts for the manifest."""
