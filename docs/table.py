@@ -3,7 +3,8 @@
     python docs/table.py artifacts/demo/results.json
 
 Two parts: every (drafter, k) pooled over suites and temperatures, with its interval, as the choice
-saw them and as they were measured again; then one line a row for suite and temperature.
+saw them and as they were measured again; then one line a row for suite and temperature. The forecast
+stands beside the measurement: of the speedup at the measured alpha, of draft, verification and c.
 """
 
 import argparse
@@ -24,6 +25,12 @@ def speedup(row: dict[str, Any]) -> str:
     return f"{row['speedup']:.2f}x{interval}"
 
 
+def beside(row: dict[str, Any], key: str, unit: float = 1.0) -> str:
+    """A measured figure, and behind a slash its forecast; results of earlier versions have none."""
+    both = (row.get(key), row.get(f"forecast_{key}"))
+    return " / ".join("" if value is None else f"{unit * value:.2f}" for value in both).strip(" /")
+
+
 def who(row: dict[str, Any]) -> str:
     """The drafter's name."""
     return str(row["artifact"] or {"prompt_lookup": "prompt lookup", None: "target alone"}[row["drafter"]])
@@ -37,21 +44,25 @@ def main() -> None:
     results = json.loads(arguments.results.read_text(encoding="utf-8"))
     hardware, plan = results["hardware"], results["plan"]
     print(f"> {results['verdict']['reason']}\n")
-    print("| drafter | k | prompts | speedup, 95 % interval | alpha | a round, in target steps |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| drafter | k | prompts | speedup, 95 % interval | forecast | alpha | a round, in target steps |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in results["candidates"]:
         prompts = f"{row['prompts']} {'fresh' if row['prompt_set'] == 'confirm' else 'to choose by'}"
         print(
-            f"| {who(row)} | {row['k']} | {prompts} | {speedup(row)} | {number(row['alpha'])} "
-            f"| {number(row['round_cost'])} |"
+            f"| {who(row)} | {row['k']} | {prompts} | {speedup(row)} | {number(row.get('forecast_speedup'))} "
+            f"| {number(row['alpha'])} | {number(row['round_cost'])} |"
         )
-    print("\n| drafter | k | suite | T | set | speedup | alpha | overlap | tau | tok/s | repetition | same output |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "\n| drafter | k | suite | T | set | speedup | alpha | overlap | tau | tok/s | draft ms | verify ms | c "
+        "| repetition | same output |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in results["rows"]:
         print(
             f"| {who(row)} | {row['k'] or ''} | {row['suite']} | {row['temperature']:g} | {row['prompt_set']} "
             f"| {speedup(row)} | {number(row['alpha'])} | {number(row['overlap'])} | {number(row['tau'])} "
-            f"| {row['tokens_per_s']:.0f} | {number(row['repetition'])} | {'yes' if row['matches_target'] else 'NO'} |"
+            f"| {row['tokens_per_s']:.0f} | {beside(row, 't_draft_s', 1e3)} | {beside(row, 't_verify_s', 1e3)} "
+            f"| {beside(row, 'c')} | {number(row['repetition'])} | {'yes' if row['matches_target'] else 'NO'} |"
         )
     device = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads"
     versions = results["versions"]
@@ -60,6 +71,8 @@ def main() -> None:
         f"{versions['torch']}, transformers {versions['transformers']}; {plan['max_new_tokens']} new tokens, "
         f"{plan['repeats']} and {plan['confirm_repeats']} repeats."
     )
+    if "profile" in results:
+        print(f"Behind a slash and under forecast: from sizes alone, for {results['profile']['words']}.")
 
 
 if __name__ == "__main__":

@@ -41,8 +41,9 @@ class Entry:
         if self.artifact is None:
             return ArmFacts(parameters=0, bytes_on_disk=0, cost_ratio=None)
         made = self.artifact.manifest
-        c = cost_ratio(Shape(**made["shape"]), Shape(**made["target_shape"]))
-        return ArmFacts(int(made["parameters"]), int(made["bytes_on_disk"]), c)
+        drafter, target = Shape(**made["shape"]), Shape(**made["target_shape"])
+        c = cost_ratio(drafter, target)
+        return ArmFacts(int(made["parameters"]), int(made["bytes_on_disk"]), c, drafter, target)
 
 
 @dataclass(frozen=True)

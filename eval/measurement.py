@@ -14,7 +14,8 @@ from typing import Any
 
 from eval.stats import repeated_share, speedup
 from factory.decoding.decoder import Generation
-from factory.forecast import modelled_speedup
+from factory.edit import Shape
+from factory.forecast import Costs, modelled_speedup
 
 TARGET_ALONE, MODEL, PROMPT_LOOKUP = None, "model", "prompt_lookup"
 CHOOSE, CONFIRM = "choose", "confirm"
@@ -44,6 +45,8 @@ class ArmFacts:
     parameters: int | None  # of the drafter; of the target where it writes alone
     bytes_on_disk: int | None
     cost_ratio: float | None  # c in streamed bytes; None where no model drafts
+    drafter_shape: Shape | None = None
+    target_shape: Shape | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,12 @@ class Measurement:
     parameters: int | None
     bytes_on_disk: int | None
     peak_memory_bytes: int | None
+    c: float | None
+    forecast_t_draft_s: float | None
+    forecast_t_verify_s: float | None
+    forecast_c: float | None
     forecast_speedup: float | None
+    ceiling_speedup: float | None
     cost_ratio: float | None
     prompt_set: str
     warning: str | None
@@ -198,8 +206,11 @@ def paired(base: Cell, cell: Cell, *, decode_only: bool = False) -> dict[tuple[s
     return {key: (*theirs[key], *ours[key]) for key in ours}
 
 
-def measure(cell: Cell, base: Cell, facts: ArmFacts, setting: Setting) -> Measurement:
-    """The row of a cell beside its baseline cell (itself, where the target writes alone)."""
+def measure(cell: Cell, base: Cell, facts: ArmFacts, setting: Setting, costs: Costs | None = None) -> Measurement:
+    """The row of a cell beside its baseline cell (itself, where the target writes alone).
+
+    `costs` is the forecast for this device; None where the shapes are not known. Its speedup is at the measured alpha.
+    """
     timed = [one for repeat in cell.runs for one in repeat]
     outputs = [one.generation for one in cell.outputs]
     counts = acceptance(outputs) if cell.arm.drafter else Acceptance(0, 0, 0)
@@ -211,9 +222,11 @@ def measure(cell: Cell, base: Cell, facts: ArmFacts, setting: Setting) -> Measur
     rest_s = sum(one.decode_s for one in timed) - draft_s - verify_s
     new_tokens = sum(len(output.tokens) for output in outputs)
     passes = sum(output.target_passes for output in outputs)
-    forecast = None
-    if counts.alpha is not None and facts.cost_ratio is not None and cell.arm.k is not None:
-        forecast = modelled_speedup(counts.alpha, cell.arm.k, facts.cost_ratio)
+    k, forecast, ceiling = cell.arm.k, None, None
+    if counts.alpha is not None and facts.cost_ratio is not None and k is not None:
+        ceiling = modelled_speedup(counts.alpha, k, facts.cost_ratio)
+        forecast = costs.speedup(counts.alpha, k) if costs else None
+    drafts = costs is not None and facts.cost_ratio is not None
     return Measurement(
         artifact=cell.arm.artifact,
         drafter=cell.arm.drafter,
@@ -250,7 +263,12 @@ def measure(cell: Cell, base: Cell, facts: ArmFacts, setting: Setting) -> Measur
         parameters=facts.parameters,
         bytes_on_disk=facts.bytes_on_disk,
         peak_memory_bytes=cell.peak_memory_bytes,
+        c=_draft_step(timed, base) if cell.arm.drafter == MODEL else None,
+        forecast_t_draft_s=costs.draft_s * k if costs and drafts and k else None,
+        forecast_t_verify_s=costs.verify_s(k or 0) if costs else None,
+        forecast_c=costs.c if costs and drafts else None,
         forecast_speedup=forecast,
+        ceiling_speedup=ceiling,
         cost_ratio=facts.cost_ratio,
         prompt_set=cell.stage,
         warning=suspicion(cell.arm, counts),
@@ -262,6 +280,15 @@ def suspicion(arm: Arm, counts: Acceptance) -> str | None:
     if arm.drafter == MODEL and counts.rejected == 0 and counts.accepted >= SUSPICIOUS_EXAMINED:
         return f"all {counts.accepted} examined tokens were accepted: the drafter may be the target itself"
     return None
+
+
+def _draft_step(timed: Sequence[Timed], base: Cell) -> float | None:
+    """c as measured: drafting seconds a proposed token / seconds of a step of the target alone."""
+    alone = [one for repeat in base.runs for one in repeat]
+    proposed, steps = sum(sum(one.generation.proposed) for one in timed), sum(one.rounds for one in alone)
+    if not proposed or not steps:
+        return None
+    return sum(one.draft_s for one in timed) / proposed / (sum(one.decode_s for one in alone) / steps)
 
 
 def _rate(cell: Cell) -> float:

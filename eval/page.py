@@ -41,12 +41,14 @@ pre { background: var(--panel); padding: .8rem; overflow-x: auto; font-size: 12p
 """
 
 # results.json's name, heading, format
+# A forecast stands behind the measured figure that it is of.
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("speedup", "speedup", "{:.2f}"),
     ("speedup_low", "low", "{:.2f}"),
     ("speedup_high", "high", "{:.2f}"),
-    ("speedup_decode", "without prefill", "{:.2f}"),
     ("forecast_speedup", "forecast", "{:.2f}"),
+    ("ceiling_speedup", "ceiling", "{:.2f}"),
+    ("speedup_decode", "without prefill", "{:.2f}"),
     ("alpha", "alpha", "{:.3f}"),
     ("overlap", "overlap", "{:.3f}"),
     ("tau", "tau", "{:.2f}"),
@@ -54,7 +56,9 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("tokens_per_s", "tok/s", "{:.1f}"),
     ("baseline_tokens_per_s", "target alone tok/s", "{:.1f}"),
     ("t_draft_s", "draft s", "{:.5f}"),
+    ("forecast_t_draft_s", "forecast", "{:.5f}"),
     ("t_verify_s", "verify s", "{:.5f}"),
+    ("forecast_t_verify_s", "forecast", "{:.5f}"),
     ("t_overhead_s", "rest s", "{:.5f}"),
     ("divergences", "divergences", "{}"),
     ("near_ties", "near-ties", "{}"),
@@ -66,6 +70,8 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("repeats", "repeats", "{}"),
     ("parameters", "parameters", "{:,}"),
     ("bytes_on_disk", "bytes", "{:,}"),
+    ("c", "c", "{:.3f}"),
+    ("forecast_c", "forecast", "{:.3f}"),
     ("cost_ratio", "c (bytes)", "{:.3f}"),
     ("peak_memory_bytes", "peak bytes", "{:,}"),
 )
@@ -89,11 +95,16 @@ GUIDE = {
         distributions predict. From an untimed pass over the first prompts.""",
     "tau": "New tokens / target passes, the prefill being one.",
     "c": """
-        One draft step / one target step, here in bytes read from memory. A shallow drafter's real share is larger:
-        a step has costs that do not shrink with the bytes.""",
+        One draft step / one target step: measured, as the forecast has it, and in bytes read from memory. What a step
+        costs besides its bytes makes a shallow drafter's real share larger.""",
     "forecast": """
-        The speedup of an ideal memory-bound machine at the measured alpha:
-        (1 - alpha^(k+1)) / (1 - alpha) / (k c + 1) (arXiv 2211.17192).""",
+        What the device's profile says of the figure left of it (of the speedup, with its interval), from sizes alone: a
+        step takes max(bytes / bandwidth, operations / peak) and what eager transformers add on the host. That of the
+        speedup is at the measured alpha, tau(alpha, k) / (k c + t_v(k+1)), with
+        tau = (1 - alpha^(k+1)) / (1 - alpha) (arXiv 2211.17192). It knows neither sampling nor attention over the
+        text so far, and takes acceptance for even.""",
+    "ceiling": """
+        The same where only bytes count and verification costs one step: tau / (k c + 1), on any hardware.""",
     "draft s, verify s, rest s": """
         Mean seconds of a round: drafting; one target pass; sampling, acceptance and Python.""",
     "repetition": """
@@ -109,7 +120,8 @@ def page(
     verdict, target = results["verdict"], results["target"]
     figures = "".join(f"<figure><h2>{escape(title)}</h2>{svg}</figure>" for title, svg in plots)
     guide = "".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in GUIDE.items())
-    facts = {key: results[key] for key in ("target", "hardware", "versions", "git", "suites", "plan", "parity")}
+    keys = ("target", "hardware", "profile", "versions", "git", "suites", "plan", "parity")
+    facts = {key: results[key] for key in keys if key in results}
     legend = "".join(
         f'<span><i style="background: var(--series-{i % SERIES})"></i>{escape(name)}</span>'
         for i, name in enumerate(names)
@@ -148,6 +160,8 @@ def _setting(results: dict[str, Any]) -> str:
     target, hardware = results["target"], results["hardware"]
     where = hardware.get("gpu") or f"{hardware.get('cpu')}, {hardware.get('threads')} threads"
     model = f"{target['parameters']:,} parameters, {target['dtype']}, reader {target['reader']}, batch 1, on {where}."
+    if results.get("profile"):
+        model += f" Forecasts are for {results['profile']['words']}."
     skipped = results["skipped_prompts"]
     return f"{model} {skipped} prompts did not fit the context and were skipped." if skipped else model
 
@@ -169,7 +183,7 @@ def _table(results: dict[str, Any]) -> str:
         cells = "".join(f'<td class="text">{escape(str(value))}</td>' for value in first)
         cells += f'<td class="text">{same}</td>'
         cells += "".join(
-            f"<td>{'' if row[key] is None else escape(form.format(row[key]))}</td>" for key, _, form in COLUMNS
+            f"<td>{'' if row.get(key) is None else escape(form.format(row[key]))}</td>" for key, _, form in COLUMNS
         )
         lines.append(f'<tr class="{"chosen" if chosen else ""}">{cells}</tr>')
     return f"<table><thead><tr>{texts}{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from eval.choose import Candidate, pool, verdict
@@ -11,6 +12,8 @@ from eval.measurement import CHOOSE, CONFIRM, Arm, ArmFacts, Cell, Setting, meas
 from eval.parity import Audit
 from eval.plan import EvalPlan
 from eval.suites import PromptSets
+from factory.forecast import Costs, costs_in_time, served
+from factory.profile import DeviceProfile, load
 from factory.provenance import git_sha, hardware, versions
 
 SCHEMA_VERSION = 1
@@ -42,7 +45,8 @@ class Findings:
             "hardware": hardware(self.setting.device),
             "verdict": verdict(chosen, confirmed, self.plan.temperatures),
             "candidates": pooled,
-            "rows": [measure(cell, base, self.facts[cell.arm], self.setting).row() for base, cell in pairs],
+            "rows": [self._row(base, cell) for base, cell in pairs],
+            "profile": {**self.profile.record(), "words": self.profile.words},
             "target": {
                 **self.target,
                 "parameters": self.facts[Arm()].parameters,
@@ -58,7 +62,29 @@ class Findings:
             "git": git_sha(),
         }
 
+    @cached_property
+    def profile(self) -> DeviceProfile:
+        """Of the device that was measured on: what the forecasts beside the measurements are made from."""
+        return load("cuda" if self.setting.device.startswith("cuda") else "cpu")
+
+    def _costs(self, arm: Arm) -> Costs | None:
+        """The forecast of an arm; of one without a model, drafting is free. None where no artifact says the shapes."""
+        targets = (facts.target_shape for facts in self.facts.values())
+        target = next((shape for shape in targets if shape is not None), None)
+        if target is None:
+            return None
+        dtype, drafter = self.setting.dtype, self.facts[arm].drafter_shape
+        costs = costs_in_time(served(drafter or target, dtype), served(target, dtype), self.profile, dtype)
+        return costs if drafter is not None else Costs(costs.target_s, 0.0, costs.verify)
+
+    def _row(self, base: Cell, cell: Cell) -> dict[str, Any]:
+        return measure(cell, base, self.facts[cell.arm], self.setting, self._costs(cell.arm)).row()
+
     def _candidate(self, one: Candidate, stage: str) -> dict[str, Any]:
+        facts, costs, k = self.facts[one.arm], self._costs(one.arm), one.arm.k
+        forecast = None
+        if costs is not None and facts.drafter_shape is not None and one.alpha is not None and k is not None:
+            forecast = costs.speedup(one.alpha, k)
         return {
             **one.facts(),
             "prompt_set": stage,
@@ -69,7 +95,10 @@ class Findings:
             "round_tokens": one.round_tokens,
             "round_cost": one.round_cost,
             "draft_cost": one.draft_cost,
-            **asdict(self.facts[one.arm]),
+            "forecast_speedup": forecast,
+            "parameters": facts.parameters,
+            "bytes_on_disk": facts.bytes_on_disk,
+            "cost_ratio": facts.cost_ratio,
         }
 
     def _parity(self, arm: Arm, found: Audit) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from factory.errors import UnsupportedModel
 Config = dict[str, Any]
 
 TIED_HEAD_DIM = "transformers derives its head_dim as hidden size / heads, so a model with fewer heads cannot be loaded"
-HALF = ("float16", "bfloat16")
+BITS = {"float16": 16.0, "bfloat16": 16.0, "float32": 32.0, "float64": 64.0}
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,17 @@ def anatomy_of(config: Config) -> Anatomy:
     return ANATOMIES[model_type]
 
 
+def stored_dtype(config: Config) -> str:
+    """What the weights are stored in; transformers' own default where the file is silent."""
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+
+
+def stored_as(config: Config, dtype: str) -> Config:
+    """The config of a copy stored in that dtype; `auto` keeps the checkpoint's own."""
+    known = {key: value for key, value in config.items() if key != "torch_dtype"}
+    return {**known, "dtype": stored_dtype(config) if dtype == "auto" else dtype}
+
+
 def shape_from_config(config: Config) -> Shape:
     """The Shape that a config.json describes. Raises UnsupportedModel, also where a key is missing."""
     anatomy = anatomy_of(config)
@@ -181,7 +192,7 @@ def _shape(config: Config, anatomy: Anatomy) -> Shape:
     ffn = config.get("n_inner") or 4 * hidden if anatomy.ffn_key == "n_inner" else config[anatomy.ffn_key]
     vocabulary, context = int(config["vocab_size"]), int(config[anatomy.context_key])
     vectors = anatomy.vectors(config)
-    bits = 16.0 if config.get("dtype", config.get("torch_dtype")) in HALF else 32.0
+    bits = BITS[stored_dtype(config)]
     return Shape(
         layers=int(config[anatomy.count_key]),
         hidden=hidden,

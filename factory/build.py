@@ -1,53 +1,87 @@
-"""Run one recipe: locate the target -> text -> each stage -> artifact. Resumes by digest.
+"""Run a recipe's candidates: locate the target -> text -> each stage -> artifact. Resumes by digest.
 
 Everything finished lies in OUT/.cache under the digest of all that it depends on, and is used again
-whatever the recipe is called. A killed build goes on after its last finished stage, a training
-stage from its last checkpoint. What is left to do is decided here, without torch, so that a build
-with nothing to do is over at once; the work itself is in workshop.py.
+whatever the recipe is called; what candidates share is done once. A killed build goes on after its
+last finished stage, a training stage from its last checkpoint. What is left to do is decided here,
+without torch, so that a build with nothing to do is over at once; the work itself is in workshop.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-
-from safetensors import SafetensorError
+from typing import Any
 
 from factory.artifact import Artifact
-from factory.errors import FactoryError
+from factory.disk import DiskError, disk_errors
+from factory.errors import FactoryError, ModelError, UnsupportedModel
 from factory.files import locked, write_atomically
-from factory.job import Job, Progress
-from factory.located import locate, read_config, weights_identity
+from factory.job import Job, Progress, shapes_of
+from factory.located import locate, read_config, require_complete, weights_identity
 from factory.prompts import load_dataset_prompts, read_prompts
 from factory.provenance import sha256_text
 from factory.recipe import Loaded, Recipe
-from factory.stages import TrainingStage
+from factory.tasks import Task, tasks_of, wanted, wanting
+from factory.workers import carry_out
+
+_LOG = logging.getLogger(__name__)
 
 
-def build(loaded: Loaded, out: Path, progress: Progress) -> list[Artifact]:
-    """The recipe's artifacts in `out`: the drafter, and `<name>--raw` where the recipe keeps it.
+def build(candidates: Sequence[Loaded], out: Path, progress: Progress, jobs: int = 1) -> list[Artifact]:
+    """The artifacts of all candidates of one recipe in `out`: of each the drafter, and `<name>--raw` where it is kept.
 
-    What is unchanged since the last build is used again. Raises FactoryError (RecipeError,
-    UnsupportedModel, ModelError, DataError) with all that is finished kept for the next try.
+    What is unchanged since the last build is used again. `jobs` processes share the work and the
+    threads; equal threads make equal bytes, in whatever order things are done. A candidate that fails
+    does not stop the others. Raises FactoryError (RecipeError, UnsupportedModel, ModelError, DataError,
+    DiskError) with all that is finished kept for the next try; what can be known is refused before
+    anything is begun.
     """
-    recipe = loaded.recipe
-    with _disk_errors(out):
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        with locked(out):
-            located = locate(loaded.require_target(), recipe.target.revision)
-            identity = weights_identity(located.folder, out / ".cache" / "identity.json")
-            config = read_config(located.folder)
-            job = Job(loaded, located, identity, config, out, _prompt_texts(recipe, out / ".cache"), progress)
-            wanted = _wanted(job)
-            finished = {name: _complete(out / name, job.chain[count - 1]) for name, count in wanted.items()}
-            missing = {name: wanted[name] for name, artifact in finished.items() if artifact is None}
+        with locked(out) as lock:
+            made = _jobs(candidates, out, progress)
+            names = {name: (job, count) for job in made for name, count in wanted(job).items()}
+            finished = {name: _complete(out / name, job.chain[count - 1]) for name, (job, count) in names.items()}
+            missing = {name: names[name][1] for name, artifact in finished.items() if artifact is None}
             if missing:
-                from factory.workshop import Workshop  # torch: only where there is something to do
-
-                finished |= Workshop(job).make(missing)
+                _require_first_tokens(made)
+                tasks = tasks_of(made, missing)
+                failures = carry_out(tasks, made, progress, jobs, lock)
+                _raise(failures, tasks, several=len(made) > 1)
+                finished |= {name: Artifact.open(out / name) for name in missing}
             return [artifact for artifact in finished.values() if artifact is not None]
+
+
+def _jobs(candidates: Sequence[Loaded], out: Path, progress: Progress) -> list[Job]:
+    """Every candidate with its inputs. One recipe has one target, so that is looked at once."""
+    first = candidates[0]
+    located = locate(first.require_target(), first.recipe.target.revision)
+    config = read_config(located.folder)
+    _require_possible(candidates, config)
+    require_complete(located.folder)
+    identity = weights_identity(located.folder, out / ".cache" / "identity.json")
+    texts: dict[str, list[str] | None] = {}  # read once: candidates share the very list
+    jobs = []
+    for loaded in candidates:
+        key = loaded.recipe.data.model_dump_json(include={"prompts"}) if loaded.recipe.data else ""
+        if key not in texts:
+            texts[key] = _prompt_texts(loaded.recipe, out / ".cache")
+        jobs.append(Job(loaded, located, identity, config, out, texts[key], progress))
+    return jobs
+
+
+def _require_possible(candidates: Sequence[Loaded], config: dict[str, Any]) -> None:
+    """Raises UnsupportedModel with everything that the target's family or sizes do not allow, each with its line."""
+    faults: dict[str, None] = {}  # candidates share most of theirs
+    for loaded in candidates:
+        try:
+            shapes_of(loaded, config)
+        except UnsupportedModel as error:
+            faults[str(error)] = None
+    if faults:
+        raise UnsupportedModel("\n".join(faults))
 
 
 def _prompt_texts(recipe: Recipe, cache: Path) -> list[str] | None:
@@ -65,17 +99,6 @@ def _prompt_texts(recipe: Recipe, cache: Path) -> list[str] | None:
     return [str(text) for text in json.loads(stored.read_text(encoding="utf-8"))]
 
 
-def _wanted(job: Job) -> dict[str, int]:
-    """Artifact names and how many stages each has behind it; refuses what the target's shape does not allow."""
-    stages = job.recipe.stages
-    wanted = {job.recipe.name: len(job.shapes) - 1}
-    if job.recipe.keep_raw:
-        wanted[f"{job.recipe.name}--raw"] = next(
-            i for i, stage in enumerate(stages) if isinstance(stage, TrainingStage)
-        )
-    return wanted
-
-
 def _complete(folder: Path, digest: str) -> Artifact | None:
     """The finished artifact of that digest, verified, or None."""
     if not (folder / "manifest.json").is_file():
@@ -89,11 +112,36 @@ def _complete(folder: Path, digest: str) -> Artifact | None:
     return artifact
 
 
-@contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    """A full or read-only disk becomes a message: what is finished stays, and the same command goes on."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise FactoryError(f"{out}: {reason}; mend that and run the same command again") from error
+def _require_first_tokens(jobs: Sequence[Job]) -> None:
+    """Raises ModelError where the target is to write from nothing and has no token to begin with."""
+    writing = [job for job in jobs if job.recipe.data is not None and job.recipe.data.written_by == "target"]
+    if not writing:
+        return
+    from factory.special_tokens import special_tokens
+
+    found = special_tokens(writing[0].located.folder)
+    begins = next((job for job in writing if job.prompt_texts is None), None)
+    if begins is not None and found.first is None:
+        place = begins.loaded.document.place(("data", "prompts"))
+        raise ModelError(
+            f"{place}: {begins.located.folder} names neither a BOS nor an EOS token that is in its vocabulary: "
+            "`prompts: bos` cannot begin a text; give a prompts file instead"
+        )
+    if not found.ends:
+        _LOG.warning("the target names no EOS token: every text that it writes goes on to max_new_tokens")
+
+
+def _raise(failures: dict[str, Exception], tasks: Sequence[Task], several: bool) -> None:
+    """One error of all that failed, naming the candidates that it cost; those of the program itself as they are."""
+    for error in failures.values():
+        if not isinstance(error, FactoryError):
+            raise error
+    if not failures:
+        return
+    errors = list(failures.values())
+    full = next((error for error in errors if isinstance(error, DiskError)), None)
+    if full is not None or not several:
+        raise full or errors[0]
+    lines = [f"{', '.join(sorted(wanting(tasks, key)))}: {error}" for key, error in failures.items()]
+    kinds = {type(error) for error in errors}
+    raise (kinds.pop() if len(kinds) == 1 else FactoryError)("\n".join(lines))

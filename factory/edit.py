@@ -26,7 +26,7 @@ class Shape:
     positions: int  # rows of a learned position table; 0 with rotary positions
     context: int  # tokens that prompt and output together may have
     tied: bool  # head and embedding are one tensor
-    # How many biases and norm weights of each width a layer has, and how many vectors of `hidden` lie outside the layers.
+    # Biases and norm weights of each width that a layer has; `final`: of `hidden`, behind the last layer.
     hidden_vectors: int
     query_vectors: int
     kv_vectors: int

@@ -4,38 +4,68 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from factory.errors import FactoryError
 
+LOCK_FILE = ".lock"
+_LAST_BREATH_S = 5.0  # how long the workers of a killed build may take to end
+
 
 def write_atomically(path: Path, text: str) -> None:
-    """The whole text or nothing: a killed process leaves the old file."""
+    """The whole text or nothing: a killed process leaves the old file, and so does a full disk."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock file. Raises FactoryError where another process holds it.
+def locked(folder: Path) -> Iterator[int]:
+    """Hold the folder's lock file; yields its descriptor. Raises FactoryError where another process holds it.
 
-    The kernel drops the lock with the process, however it ends: no stale lock is possible.
+    The kernel drops the lock with the last process that has the descriptor, however it ends: no stale
+    lock is possible. A build's workers have it too, so that none of them writes when the lock is free.
     """
-    path = folder / ".lock"
+    path = folder / LOCK_FILE
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
+        _take(descriptor, folder)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, folder: Path) -> None:
+    patience_ends_s = time.monotonic() + _LAST_BREATH_S
+    while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except OSError as error:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            # Where the build itself is dead, its workers are about to be.
+            if holder.isdecimal() and not _is_alive(int(holder)) and time.monotonic() < patience_ends_s:
+                time.sleep(0.02)
+                continue
             raise FactoryError(
                 f"{folder}: another build (process {holder}) is at work here; wait for it, or give another --out"
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        yield
-    finally:
-        os.close(descriptor)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0: only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

@@ -1,27 +1,105 @@
-"""What a drafter costs and could gain, from shapes alone: no weights, no clock.
+"""What a drafter costs and could gain, from shapes and a device's figures alone: no weights, no clock, no torch.
 
-The model of the cost is memory traffic at batch 1: a step takes as long as streaming its weights.
-It does not know launch or interpreter overhead (which make c larger for shallow drafters on small
-models) nor that verifying k + 1 tokens costs more than one step: it is a ceiling, not a promise.
+Two models of a step's cost at batch 1. *In bytes*: a step takes as long as streaming its weights, and
+verifying k + 1 tokens takes one step; hardware drops out, and what comes out is a ceiling. *In time*:
+a roofline of the device (bytes / bandwidth against operations / peak) and what eager transformers add
+on the host. Neither knows attention over a long past, sampling, or acceptance: alpha is always given.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
 from factory.edit import Shape
+from factory.profile import DeviceProfile
+
+ALPHAS = (0.6, 0.7, 0.8, 0.9)
+KS = range(1, 17)
+LOW_CEILING = 1.3  # best speedup at alpha .80 below which a drafter is hardly worth its training
+BITS = {"float64": 64.0, "float32": 32.0, "bfloat16": 16.0, "float16": 16.0}
 
 
 def cost_ratio(drafter: Shape, target: Shape) -> float:
-    """c: bytes streamed for one draft step / for one target step."""
+    """c in bytes: what is streamed for one draft step / for one target step."""
     return drafter.step_bytes / target.step_bytes
 
 
 def expected_tokens(alpha: float, k: int) -> float:
-    """Mean tokens per target pass under i.i.d. acceptance, (1 - a^(k+1)) / (1 - a) (arXiv 2211.17192, eq. 1)."""
+    """tau: mean tokens per target pass under i.i.d. acceptance, (1 - a^(k+1)) / (1 - a) (arXiv 2211.17192, eq. 1)."""
     if alpha >= 1:
         return float(k + 1)
     return float((1 - alpha ** (k + 1)) / (1 - alpha))
 
 
-def modelled_speedup(alpha: float, k: int, c: float) -> float:
-    """Expected tokens / (k * c + 1) (arXiv 2211.17192, theorem 3.8): verification costs one target step."""
-    return expected_tokens(alpha, k) / (k * c + 1)
+def modelled_speedup(alpha: float, k: int, c: float, verify: float = 1.0) -> float:
+    """Expected tokens / (k * c + verify) (arXiv 2211.17192, theorem 3.8, where verification costs one step).
+
+    `verify` is t_v(k+1): the seconds of a target pass over k + 1 tokens / of one over one token.
+    """
+    return expected_tokens(alpha, k) / (k * c + verify)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a draft step and a verification cost, both in steps of the target alone; `target_s` says how long one is."""
+
+    target_s: float  # 0 where no device is meant
+    c: float
+    verify: Callable[[int], float]  # k -> t_v(k+1)
+
+    @property
+    def draft_s(self) -> float:
+        """Seconds of one draft step."""
+        return self.c * self.target_s
+
+    def verify_s(self, k: int) -> float:
+        """Seconds of one target pass over k + 1 tokens."""
+        return self.verify(k) * self.target_s
+
+    def speedup(self, alpha: float, k: int) -> float:
+        """Modelled speedup of drafting k tokens a round."""
+        return modelled_speedup(alpha, k, self.c, self.verify(k))
+
+    def best(self, alpha: float) -> tuple[float, int]:
+        """Best speedup over k from 1 to 16, and that k; the smaller k where two are equal."""
+        return max(((self.speedup(alpha, k), k) for k in KS), key=lambda found: (found[0], -found[1]))
+
+
+def costs_in_bytes(drafter: Shape, target: Shape) -> Costs:
+    """The ceiling: memory traffic alone, verification costs one step."""
+    return Costs(0.0, cost_ratio(drafter, target), lambda _k: 1.0)
+
+
+def costs_in_time(drafter: Shape, target: Shape, profile: DeviceProfile, dtype: str) -> Costs:
+    """On a device, with eager transformers. Shapes as served (see `served`)."""
+    target_s = step_seconds(target, 1, profile, dtype)
+    draft_s = step_seconds(drafter, 1, profile, dtype)
+    return Costs(target_s, draft_s / target_s, lambda k: step_seconds(target, k + 1, profile, dtype) / target_s)
+
+
+def best_speedup(alpha: float, c: float) -> tuple[float, int]:
+    """Best speedup over k from 1 to 16, and that k, where verification costs one step."""
+    return Costs(0.0, c, lambda _k: 1.0).best(alpha)
+
+
+def served(shape: Shape, dtype: str) -> Shape:
+    """The shape with its weights in the dtype that it runs in; quantised layers stay as they are."""
+    bits = BITS[dtype]
+    return replace(shape, bits=shape.bits if shape.bits < shape.table_bits else bits, table_bits=bits)
+
+
+def step_seconds(shape: Shape, tokens: int, profile: DeviceProfile, dtype: str) -> float:
+    """Seconds of one pass over `tokens` tokens: max(bytes / bandwidth, operations / peak), and the host's part.
+
+    A CPU does the host's work and the arithmetic in turn, so they add; a GPU works while its host
+    prepares what follows, so the slower of the two decides. A CPU gains no time from quantised layers:
+    it has no kernel that reads them, and unpacks them first.
+    """
+    if profile.kind == "cpu" and shape.bits < shape.table_bits:
+        shape = replace(shape, bits=shape.table_bits)
+    reading_s = shape.step_bytes / profile.bandwidth_bytes_per_s
+    computing_s = shape.step_operations * tokens / profile.peak(dtype, tokens)
+    device_s = max(reading_s, computing_s)
+    host_s = shape.layers * profile.layer_overhead_s + profile.step_overhead_s
+    return device_s + host_s if profile.kind == "cpu" else max(device_s, host_s)

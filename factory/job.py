@@ -1,4 +1,4 @@
-"""What one build is about: its inputs and their digests, as far as they can be had without torch."""
+"""What one candidate is about: its inputs and their digests, as far as they can be had without torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 from factory.anatomy import shape_from_config
 from factory.edit import Shape
+from factory.errors import UnsupportedModel
 from factory.located import Located
-from factory.provenance import sha256_text
+from factory.provenance import sha256_file, sha256_text
 from factory.recipe import Loaded, Recipe, digests
 
 Progress = Callable[[int, int, str], None]  # (done, total, what is being done)
@@ -20,7 +21,7 @@ Progress = Callable[[int, int, str], None]  # (done, total, what is being done)
 
 @dataclass(frozen=True)
 class Job:
-    """One build's inputs, as far as they can be had without loading a model."""
+    """One candidate's inputs, as far as they can be had without loading a model."""
 
     loaded: Loaded
     located: Located
@@ -32,22 +33,27 @@ class Job:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe."""
+        """The recipe, with this candidate's values."""
         return self.loaded.recipe
+
+    @property
+    def name(self) -> str:
+        """Of the artifact that the whole recipe makes."""
+        return self.loaded.name
 
     @property
     def cache(self) -> Path:
         """Finished stages and written text, by digest."""
         return self.out / ".cache"
 
-    @property
+    @cached_property
     def text_digest(self) -> str:
-        """A hash of all that decides the text."""
+        """A hash of all that decides the text, before any of it is held out."""
         data = self.recipe.data
         key: dict[str, Any] | None = None
         if data is not None:
             key = {
-                "data": data.model_dump(exclude={"prompts"}),
+                "data": data.model_dump(exclude={"prompts", "held_out"}),
                 "prompts": sha256_text(json.dumps(self.prompt_texts)),
                 "seed": self.recipe.seed,
                 "dtype": self.recipe.target.dtype,
@@ -63,7 +69,32 @@ class Job:
     @cached_property
     def shapes(self) -> list[Shape]:
         """Before the first stage and after each. Raises UnsupportedModel: what cannot be done is refused at once."""
-        shapes = [shape_from_config(self.config)]
-        for stage in self.recipe.stages:
+        return shapes_of(self.loaded, self.config)
+
+    def stage_folder(self, count: int) -> Path:
+        """Where the result of the first `count` stages is kept."""
+        return self.cache / "stages" / self.chain[count - 1]
+
+
+def shapes_of(loaded: Loaded, config: dict[str, Any]) -> list[Shape]:
+    """The target's shape and the one after each stage. Raises UnsupportedModel with the line of what cannot be done."""
+    place = loaded.document.place(("target",))
+    try:
+        shapes = [shape_from_config(config)]
+        for index, stage in enumerate(loaded.recipe.stages):
+            place = loaded.place(index)
+            stage.require(config)
             shapes.append(stage.forecast(shapes[-1]))
-        return shapes
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{place}: {error}") from None
+    return shapes
+
+
+def is_sound(folder: Path) -> bool:
+    """Whether a stage's result is complete and every file of its model is as it was written."""
+    try:
+        sums = dict(json.loads((folder / "stage.json").read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    files = {name: folder / "model" / name for name in sums}
+    return all(path.is_file() and sha256_file(path) == sums[name] for name, path in files.items())

@@ -57,7 +57,7 @@ def weights_identity(folder: Path, cache_file: Path | None = None) -> str:
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ModelError(f"{folder} has no .safetensors file: save the model with transformers' save_pretrained")
+        raise ModelError(_no_weights(folder))
     known: dict[str, str] = {}
     if cache_file is not None and cache_file.is_file():
         with contextlib.suppress(ValueError):  # a damaged cache is only a cache
@@ -73,6 +73,107 @@ def weights_identity(folder: Path, cache_file: Path | None = None) -> str:
             cache_file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(cache_file, json.dumps(known, indent=1))
     return sha256_text("\n".join(f"{name} {digest}" for name, digest in sums.items()))
+
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+PICKLES = ("*.bin", "*.pt", "*.pth")
+_LARGEST_HEADER = 100_000_000  # bytes; the format's own bound
+
+
+def require_complete(folder: Path) -> None:
+    """Raises ModelError, with all faults, where weights are missing, cut short or pickled, or there is no tokenizer.
+
+    Reads the headers alone, so that it is over at once whatever the model's size: a damaged download
+    is told before hours of work, not after.
+    """
+    faults = _weights_faults(folder)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        faults.append(f"{folder} has no tokenizer: save it there too, with its save_pretrained, or copy its files")
+    if faults:
+        raise ModelError("\n".join(faults))
+
+
+def pickles(folder: Path) -> list[Path]:
+    """Weights in a format that can run code when it is loaded (optimizer states and the like left out)."""
+    found = {path for pattern in PICKLES for path in folder.glob(pattern)}
+    return sorted(
+        path for path in found if not path.name.startswith(("training_args", "optimizer", "scheduler", "rng"))
+    )
+
+
+def _weights_faults(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return _shard_faults(folder, index)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return [_no_weights(folder)]
+    faults = [fault for file in files if (fault := header_fault(file))]
+    if not (folder / "model.safetensors").is_file():
+        names = ", ".join(file.name for file in files[:3])
+        faults.append(
+            f"{folder} has neither model.safetensors nor {index.name}, only {names}: "
+            "copy the missing file, or save the model again"
+        )
+    return faults
+
+
+def _shard_faults(folder: Path, index: Path) -> list[str]:
+    try:
+        tensors = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        shards = sorted({str(name) for name in tensors.values()})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{index}: damaged ({type(error).__name__}: {error}); download or copy it again"]
+    missing = [name for name in shards if not (folder / name).is_file()]
+    faults = []
+    if missing:
+        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        count = f"{len(missing)} of {len(shards)} shards"
+        faults.append(f"{folder}: {count} that {index.name} lists are missing: {names}; download or copy them")
+    present = [folder / name for name in shards if name not in missing]
+    return faults + [fault for file in present if (fault := header_fault(file))]
+
+
+def header_fault(file: Path) -> str:
+    """What is wrong with a safetensors file as far as its header and size tell, or nothing."""
+    again = "download or copy it again"
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        start = opened.read(8)
+        length = int.from_bytes(start, "little")
+        if start == b"version ":
+            return f"{file}: a Git LFS pointer and not the weights; fetch them with `git lfs pull`"
+        if len(start) < 8 or length > min(_LARGEST_HEADER, size - 8):
+            return f"{file}: cut short or no safetensors file ({size:,} bytes, its header is not all there); {again}"
+        try:
+            header = json.loads(opened.read(length))
+            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            return f"{file}: damaged: its header cannot be read; {again}"
+    expected = 8 + length + max(ends, default=0)
+    if size < expected:
+        return f"{file}: cut short: {size:,} of {expected:,} bytes; {again}"
+    if size > expected:
+        return f"{file}: damaged: {size - expected:,} bytes more than its header tells of; {again}"
+    return ""
+
+
+def _no_weights(folder: Path) -> str:
+    found = pickles(folder)
+    if found:
+        names = ", ".join(path.name for path in found[:3]) + (", ..." if len(found) > 3 else "")
+        return (
+            f"{folder} has only pickled weights ({names}), which can run code when they are loaded and are refused: "
+            f"make safetensors of them with `factory convert {folder} OUT`"
+        )
+    return f"{folder} has no .safetensors file: save the model with transformers' save_pretrained"
 
 
 def load_failure(source: str, error: Exception) -> ModelError:

@@ -1,4 +1,4 @@
-"""The only place that loads and saves models and tokenizers.
+"""The only place that loads and saves models and tokenizers (a GPTQ folder by way of `quantized`).
 
 dtype and device are always explicit (transformers' own default became "auto"); no remote code is
 ever run; only safetensors are read. A model that leaves here is in eval mode and needs no gradient.
@@ -18,10 +18,11 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from factory.errors import ModelError
 from factory.located import load_failure
+from factory.quantized import is_quantized, load_quantized
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -63,6 +64,37 @@ def fingerprint(model: PreTrainedModel) -> int:
     return total
 
 
+def require_finite(model: PreTrainedModel) -> None:
+    """Raises ModelError naming the tensors that hold a NaN or an infinity: such a target cannot be followed."""
+    damaged = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    if damaged:
+        raise ModelError(
+            f"{model.config.name_or_path}: NaN or infinite weights in {', '.join(damaged[:3])}"
+            f"{' and others' if len(damaged) > 3 else ''}: the checkpoint is damaged; get it again"
+        )
+
+
+_IN_FILES = {"embed_out.weight": "lm_head.weight"}  # GPT-NeoX: what a file calls the head, and what the module does
+
+
+def require_fit(config: dict[str, Any], shapes: dict[str, list[int]]) -> None:
+    """Raises ModelError unless transformers builds exactly those tensors from that config. Allocates no weights."""
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    wanted = {name: list(tensor.shape) for name, tensor in made.state_dict().items()}
+    shapes = {_IN_FILES.get(name, name): shape for name, shape in shapes.items()}
+    tied = set(made.all_tied_weights_keys)
+    missing = sorted(name for name in wanted if name not in shapes and name not in tied)
+    left_over = sorted(set(shapes) - set(wanted))
+    other = sorted(name for name in shapes if name in wanted and shapes[name] != wanted[name])
+    if missing or left_over or other:
+        raise ModelError(
+            f"the edited model does not fit its config: missing {missing[:5]}, left over {left_over[:5]}, "
+            f"of another shape {other[:5]}; "
+            f"is this a checkpoint of {config.get('model_type')} as transformers writes it?"
+        )
+
+
 def new_model(
     config: dict[str, Any], tensors: Iterable[tuple[str, torch.Tensor]], like: PreTrainedModel
 ) -> PreTrainedModel:
@@ -70,11 +102,10 @@ def new_model(
 
     Raises ModelError where a tensor is missing or left over.
     """
+    held = dict(tensors)
+    require_fit(config, {name: list(tensor.shape) for name, tensor in held.items()})
     made = AutoModelForCausalLM.from_config(type(like.config).from_dict(config), dtype=like.dtype)
-    missing, unexpected = made.load_state_dict(dict(tensors), strict=False)
-    lacking = sorted(set(missing) - set(made.all_tied_weights_keys))
-    if lacking or unexpected:
-        raise ModelError(f"the edited model does not fit its config: missing {lacking}, left over {unexpected}")
+    made.load_state_dict(held, strict=False)
     made.generation_config = like.generation_config
     made.requires_grad_(False)
     return made.to(like.device).eval()
@@ -93,7 +124,12 @@ def hidden_states(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor)
 def load_model(
     source: str | Path, *, dtype: torch.dtype, device: str = "cpu", revision: str | None = None
 ) -> PreTrainedModel:
-    """A causal language model from a folder or Hub name, frozen, in eval mode. Raises ModelError."""
+    """A causal language model from a folder or Hub name, frozen, in eval mode. Raises ModelError.
+
+    A GPTQ folder's model may run in another dtype than asked for: what its kernels take (`load_quantized`).
+    """
+    if is_quantized(Path(source)):
+        return load_quantized(Path(source), dtype=dtype, device=device)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(source), revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False

@@ -1,8 +1,9 @@
 """A recipe: which target, which text, which stages in which order.
 
-`load` reads a file strictly, applies the command line's changes, finds the files it names, and
-reports all faults at once; no model is loaded to say so, and torch is never imported. `digests`
-names every prefix of the work by what decides its bytes, so that equal prefixes are built once.
+`load` reads a file strictly, applies the command line's changes, makes a candidate of every point of
+its grid, finds the files it names, and reports all faults at once; no model is loaded to say so, and
+torch is never imported. `digests` names every prefix of the work by what decides its bytes, so that
+equal prefixes are built once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from factory.documents import Document, assign, dump, override, read, validate
 from factory.errors import RecipeError
-from factory.stages import AnyStage, StructuralStage, TrainingStage
+from factory.grid import axes_of, candidates, points
+from factory.stages import AnyStage, QuantizingStage, StructuralStage, TrainingStage
+
+MOST_CANDIDATES = 64  # of a grid, before a build asks for --yes
 
 _BOS = "bos"
 
@@ -81,6 +85,9 @@ class Recipe(_Section):
     stages: list[AnyStage] = Field(min_length=1, description="what is done to a copy of the target, in this order")
     keep_raw: bool = Field(default=False, description="also save the drafter before its first training stage")
     seed: int = Field(default=0, ge=0, lt=2**63)
+    grid: dict[str, list[Any]] | None = Field(
+        default=None, description="keys such as stages.0.keep, each with the values to try; empty in a candidate"
+    )
 
     @field_validator("name")
     @classmethod
@@ -113,6 +120,11 @@ def _order_faults(recipe: Recipe) -> list[str]:
                 f"stages.{place}: {stage.kind} after the last training stage leaves a damaged drafter; "
                 f"move it before stages.{training[-1]}, or train once more after it"
             )
+        if isinstance(stage, QuantizingStage) and place < len(recipe.stages) - 1:
+            faults.append(
+                f"stages.{place}: {stage.kind} must be the last stage: nothing can be pruned, trained or quantised "
+                "behind it; move it to the end"
+            )
         if stage.needs_text and recipe.data is None:
             faults.append(
                 f"stages.{place}: {stage.kind} needs text, and the recipe has no `data`; "
@@ -127,13 +139,20 @@ def _order_faults(recipe: Recipe) -> list[str]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A recipe and the file it came from. Files and folders that it names are absolute paths that exist."""
+    """One candidate and the file it came from. Files and folders that it names are absolute paths that exist."""
 
-    recipe: Recipe
+    recipe: Recipe  # with the candidate's own values, and no grid
+    name: str  # the recipe's, and for a point of a grid what it varies: `quick--keep2-lr0.001`
     source: bytes  # the file, byte for byte
     path: Path
     target_as_given: str | None  # before a folder became absolute
     document: Document
+    candidates: int = 1  # that the recipe describes, this one counted
+
+    def place(self, stage: int) -> str:
+        """Where a stage stands, for a fault of it: the value that a grid or `--set` gave it, or else its line."""
+        given = [path for path in self.document.options if path[:2] == ("stages", stage)]
+        return self.document.place(given[0] if given else ("stages", stage))
 
     def require_target(self) -> str:
         """The target's folder or Hub name. Raises RecipeError where neither the recipe nor --target gives one."""
@@ -157,15 +176,47 @@ class Loaded:
         return config
 
 
-def load(path: Path, overrides: Sequence[str] = (), target: str | None = None) -> Loaded:
-    """The recipe in a file, with `--set` overrides and `--target` applied. Raises RecipeError with all faults."""
+def load(
+    path: Path,
+    overrides: Sequence[str] = (),
+    target: str | None = None,
+    many: Literal["refuse", "sample", "all"] = "refuse",
+) -> list[Loaded]:
+    """The candidates that a file describes, with `--set` overrides and `--target` applied; one without a grid.
+
+    `many` says what to do with more than MOST_CANDIDATES: refuse, load every value of the grid once
+    (with the others at their first), or load all. Raises RecipeError with all faults.
+    """
     document = read(path)
     if target is not None:
         document = _with_target(document, target)
     document = override(document, overrides)
-    recipe = validate(document, Recipe)
-    located = _located(recipe, document, path.parent)
-    return Loaded(located, document.source, path, recipe.target.model, document)
+    axes, wrong = axes_of(document, set(Recipe.model_fields))
+    count = candidates(axes)
+    if count > MOST_CANDIDATES and many == "refuse":
+        raise RecipeError(
+            f"{document.place(('grid',))}: {count:,} candidates; to build more than {MOST_CANDIDATES} say --yes, "
+            "or vary fewer values"
+        )
+    found: list[Loaded] = []
+    faults = dict.fromkeys(wrong)  # the same fault is told once, not for every point that has it
+    for label, point in points(document, axes, each_value_once=count > MOST_CANDIDATES and many == "sample"):
+        try:
+            recipe = validate(point, Recipe)
+            name = f"{recipe.name}--{label}" if label else recipe.name
+            located = _located(recipe, point, path.parent)
+            found.append(Loaded(located, name, document.source, path, recipe.target.model, point, count))
+        except RecipeError as error:
+            faults |= dict.fromkeys(str(error).splitlines())
+    if faults:
+        raise RecipeError("\n".join(sorted(faults, key=_line_of)))
+    return found
+
+
+def _line_of(fault: str) -> int:
+    """To bring faults of many candidates into the order of the file; the command line's come first."""
+    line = re.match(r"[^-].*?:(\d+): ", fault)
+    return int(line[1]) if line else 0
 
 
 def _with_target(document: Document, target: str) -> Document:
@@ -181,7 +232,7 @@ def _located(recipe: Recipe, document: Document, folder: Path) -> Recipe:
 
     def find(path: tuple[str, ...], text: str, kind: str) -> str | None:
         # What was typed on the command line is meant from the working directory.
-        bases = [Path()] if document.line(path) == 0 else [folder, Path()]
+        bases = [Path()] if document.mark(path).startswith("--") else [folder, Path()]
         candidates = list(dict.fromkeys((base / Path(text).expanduser()).resolve() for base in bases))
         found = next((place for place in candidates if (place.is_dir() if kind == "folder" else place.is_file())), None)
         if found is None and (kind == "file" or _looks_like_a_path(text)):

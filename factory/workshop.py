@@ -1,4 +1,8 @@
-"""Where a build's work is done: the target's text, each stage on the result of the one before, the artifact."""
+"""Where a build's work is done: the target's text, each stage on the result of the one before, the artifact.
+
+Structural stages pass the checkpoint through tensor by tensor; the target is loaded only where a
+stage runs it.
+"""
 
 from __future__ import annotations
 
@@ -6,149 +10,193 @@ import json
 import shutil
 import time
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from factory import __version__, models, provenance
-from factory.anatomy import anatomy_of, edited_config, shape_from_config
+from factory.anatomy import shape_from_config, stored_as
 from factory.artifact import Artifact, write_manifest
+from factory.carving import carve_folder, copy_beside
 from factory.data import TextBlocks, encode_prompts, split_held_out, text_blocks, write_text
 from factory.errors import DataError, FactoryError
 from factory.files import write_atomically
 from factory.job import Job
-from factory.located import read_config
+from factory.located import read_config, weights_identity
+from factory.meter import metered
 from factory.provenance import sha256_file
-from factory.stages import AnyStage, Given, StructuralStage
-from factory.tensors.surgery import carve
+from factory.stages import AnyStage, Given, QuantizingStage, StructuralStage
 
 
 class Workshop:
-    """What the steps of one build share; target and text are made when a step first needs them."""
+    """Makes the things that candidates of one target need. The target stays loaded from one job to the next."""
 
     def __init__(self, job: Job) -> None:
-        self._job = job
         self._device = models.resolve_device("auto")
+        self._target: PreTrainedModel | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._texts: dict[str, TextBlocks] = {}  # by digest; one is kept
+        self._job = job
 
-    def make(self, wanted: dict[str, int]) -> dict[str, Artifact]:
-        """Artifacts by name, each the result of the recipe's first so many stages."""
-        for count in range(1, max(wanted.values()) + 1):
-            self._run(self._job.recipe.stages[count - 1], self._job.chain[:count])
-        return {name: self._assemble(self._job.out / name, self._job.chain[:count]) for name, count in wanted.items()}
+    def turn_to(self, job: Job) -> None:
+        """Work on another candidate. What depends on the target's dtype is forgotten where that differs."""
+        if job.recipe.target.dtype != self._job.recipe.target.dtype:
+            self._target = None
+        self._job = job
 
-    @cached_property
-    def _target(self) -> PreTrainedModel:
-        self._job.progress(0, 1, "loading the target")
-        dtype = models.resolve_dtype(self._job.recipe.target.dtype, self._device)
-        target = models.load_model(self._job.located.folder, dtype=dtype, device=self._device)
-        self._job.progress(1, 1, "loading the target")
-        return target
+    def target(self) -> PreTrainedModel:
+        """The target, loaded at the first call. Raises ModelError where its weights are damaged."""
+        if self._target is None:
+            self._job.progress(0, 1, "loading the target")
+            dtype = models.resolve_dtype(self._job.recipe.target.dtype, self._device)
+            self._target = models.load_model(self._job.located.folder, dtype=dtype, device=self._device)
+            models.require_finite(self._target)
+            self._job.progress(1, 1, "loading the target")
+        return self._target
 
-    @cached_property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        return models.load_tokenizer(self._job.located.folder)
+    def write_text(self) -> None:
+        """The job's text, on disk and in memory."""
+        digest = self._job.text_digest
+        if digest not in self._texts:
+            self._texts = {digest: self._text()}
 
-    @cached_property
-    def _text(self) -> tuple[TextBlocks, TextBlocks]:
-        """(training, held out), split before anything is seen."""
+    def _text(self) -> TextBlocks:
         recipe = self._job.recipe
         data = recipe.data
         if data is None:
             raise DataError("the recipe has no `data` section, and a stage needs text")
-        prompts = [[models.first_token_id(self._target)]]
-        if self._job.prompt_texts is not None:
-            written = 0 if data.written_by == "none" else data.max_new_tokens
-            room = models.context_length(self._target) - written
-            prompts, left_out = encode_prompts(self._tokenizer, self._job.prompt_texts, room)
-            if not prompts:
-                raise DataError(
-                    f"data.prompts: none of {left_out} prompts leaves room for {written} new tokens in the target's "
-                    "context; give shorter prompts or a smaller max_new_tokens"
-                )
+        prompts = self._prompts()
         if data.written_by == "none":
-            rows = text_blocks([(ids, 1) for ids in prompts])
-        else:
-            rows = write_text(
-                self._target,
-                prompts,
-                samples=data.samples,
-                temperature=data.temperature,
-                max_new_tokens=data.max_new_tokens,
-                batch=data.batch,
-                seed=recipe.seed,
-                folder=self._job.cache / "text" / self._job.text_digest,
-                progress=self._job.progress,
+            return text_blocks([(ids, 1) for ids in prompts])
+        return write_text(
+            self.target(),
+            prompts,
+            samples=data.samples,
+            temperature=data.temperature,
+            max_new_tokens=data.max_new_tokens,
+            batch=data.batch,
+            seed=recipe.seed,
+            folder=self._job.cache / "text" / self._job.text_digest,
+            progress=self._job.progress,
+        )
+
+    def _prompts(self) -> list[list[int]]:
+        data = self._job.recipe.data
+        if data is None or self._job.prompt_texts is None:
+            return [[models.first_token_id(self.target())]]
+        if self._tokenizer is None:
+            self._tokenizer = models.load_tokenizer(self._job.located.folder)
+        written = 0 if data.written_by == "none" else data.max_new_tokens
+        prompts, left_out = encode_prompts(
+            self._tokenizer, self._job.prompt_texts, self._job.shapes[0].context - written
+        )
+        if not prompts:
+            raise DataError(
+                f"data.prompts: none of {left_out} prompts leaves room for {written} new tokens in the target's "
+                "context; give shorter prompts or a smaller max_new_tokens"
             )
-        training, held_out = split_held_out(len(prompts), len(rows), data.held_out)
+        return prompts
+
+    def _split_text(self) -> tuple[TextBlocks, TextBlocks]:
+        """(training, held out), split before anything is seen."""
+        data = self._job.recipe.data
+        self.write_text()
+        rows = self._texts[self._job.text_digest]
+        if data is None:
+            raise DataError("the recipe has no `data` section, and a stage needs text")
+        kinds = len(rows) if self._job.prompt_texts is None else len(self._prompts())
+        training, held_out = split_held_out(kinds, len(rows), data.held_out)
         return rows.rows(training), rows.rows(held_out)
 
-    def _folder(self, digest: str) -> Path:
-        """Where the result of a chain of stages is kept."""
-        return self._job.cache / "stages" / digest
-
-    def _run(self, stage: AnyStage, chain: list[str]) -> None:
-        """Apply the last stage of a digest chain to the result of those before it, and keep the result."""
-        folder = self._folder(chain[-1])
-        if _is_sound(folder):
-            return
+    def run_stage(self, count: int) -> None:
+        """Apply stage number `count` to the result of those before it, and keep the result."""
+        job = self._job
+        stage, folder = job.recipe.stages[count - 1], job.stage_folder(count)
         shutil.rmtree(folder, ignore_errors=True)  # a damaged result is made again, never used
         # Always read back from disk, in an undisturbed build as in a resumed one: both end alike.
-        source = self._folder(chain[-2]) / "model" if len(chain) > 1 else self._job.located.folder
+        source = job.stage_folder(count - 1) / "model" if count > 1 else job.located.folder
         working = folder.with_name(folder.name + ".working")  # a training stage's checkpoints live here
-        working.mkdir(parents=True, exist_ok=True)
-        before = models.fingerprint(self._target)
-        training, held_out = self._text if stage.needs_text else (None, None)
-        given = Given(self._target, training, held_out, self._job.recipe.seed, working, self._job.progress)
-        drafter = models.load_model(source, dtype=self._target.dtype, device=self._device)
-        if isinstance(stage, StructuralStage):
-            drafter, facts = _carved(stage, drafter, read_config(source), given)
-        else:
-            facts = stage.apply(drafter, given)
-        if models.fingerprint(self._target) != before:
+        shutil.rmtree(working / "model", ignore_errors=True)
+        (working / "model").mkdir(parents=True)
+        training, held_out = self._split_text() if stage.needs_text else (None, None)
+        given = Given(self.target, training, held_out, job.recipe.seed, working, job.progress)
+        before = models.fingerprint(self._target) if self._target is not None else None
+        with metered(self._device) as taken:
+            facts = self._applied(stage, source, working / "model", given)
+        if before is not None and self._target is not None and models.fingerprint(self._target) != before:
             raise FactoryError(f"stage {stage.kind} changed the target's weights: nothing of it is kept; report this")
-        drafter.save_pretrained(working / "model")
-        self._tokenizer.save_pretrained(working / "model")
         sums = {path.name: sha256_file(path) for path in sorted((working / "model").iterdir())}
-        record = {"stage": stage.model_dump(), "version": stage.version, "facts": facts, "files": sums}
+        record = {"stage": stage.model_dump(), "version": stage.version, "facts": {**facts, **taken}, "files": sums}
         write_atomically(working / "stage.json", json.dumps(record, indent=1))
         working.rename(folder)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
 
-    def _assemble(self, folder: Path, chain: list[str]) -> Artifact:
+    def _applied(self, stage: AnyStage, source: Path, destination: Path, given: Given) -> dict[str, Any]:
+        """Do what the stage says to the model in `source`, write the result into `destination`; its facts."""
+        if isinstance(stage, QuantizingStage):
+            return stage.quantize(source, destination, given)
+        config = read_config(source)
+        config = stored_as(config, self._job.recipe.target.dtype)
+        if isinstance(stage, StructuralStage):
+            return self._carved(stage, config, source, destination, given)
+        drafter = models.load_model(source, dtype=self.target().dtype, device=self._device)
+        facts = stage.apply(drafter, given)
+        drafter.to(models.DTYPES[config["dtype"]]).save_pretrained(destination)
+        copy_beside(source, destination)
+        return facts
+
+    def _carved(
+        self, stage: StructuralStage, config: dict[str, Any], source: Path, destination: Path, given: Given
+    ) -> dict[str, Any]:
+        """Score, decide, carve into a new folder, tensor by tensor."""
+        scores = {}
+        if stage.needs_model:
+            dtype = models.resolve_dtype(self._job.recipe.target.dtype, self._device)
+            first = source == self._job.located.folder
+            model = self.target() if first else models.load_model(source, dtype=dtype, device=self._device)
+            scores = stage.measure(model, given)
+        edit = stage.decide(shape_from_config(config), scores, given.seed)
+        carve_folder(source, destination, config, edit)
+        return {"edit": asdict(edit), "scores": scores}
+
+    def assemble(self, name: str, count: int) -> Artifact:
         """Copy the last stage's model and every record into a new artifact folder, then swap it in."""
         job = self._job
-        working = job.cache / "assembling" / folder.name
+        folder, chain, shape = job.out / name, job.chain[:count], job.shapes[count]
+        working = job.cache / "assembling" / name
         shutil.rmtree(working, ignore_errors=True)
         (working / "stages").mkdir(parents=True)
-        shutil.copytree(self._folder(chain[-1]) / "model", working / "model")
+        shutil.copytree(job.stage_folder(count) / "model", working / "model")
         facts = []
-        for index, (stage, digest) in enumerate(zip(job.recipe.stages, chain, strict=False)):
-            record = json.loads((self._folder(digest) / "stage.json").read_text())
-            facts.append({"kind": stage.kind, **record["facts"]})
+        for index, stage in enumerate(job.recipe.stages[:count]):
+            record = json.loads((job.stage_folder(index + 1) / "stage.json").read_text())
+            facts.append({"kind": stage.kind, **_brief(record["facts"])})
             write_atomically(working / "stages" / f"{index}-{stage.kind}.json", json.dumps(record, indent=1))
         (working / "recipe.yaml").write_bytes(job.loaded.source)
         target = job.recipe.target.model_copy(update={"revision": job.located.revision})
         write_atomically(working / "resolved.yaml", job.recipe.model_copy(update={"target": target}).to_yaml())
-        drafter = models.load_model(working / "model", dtype=self._target.dtype)
+        if weights_identity(job.located.folder, job.cache / "identity.json") != job.identity:
+            raise FactoryError(f"{job.located.folder}: the target's files changed during the build; run it again")
         manifest = {
-            "name": folder.name,
+            "name": name,
             "digest": chain[-1],
             "chain": chain,
-            "raw": folder.name != job.recipe.name,
+            "raw": name != job.name,
             "target": {
                 "model": job.loaded.target_as_given,
                 "path": str(job.located.folder) if job.located.revision is None else None,
                 "revision": job.located.revision,
                 "identity": job.identity,
-                "parameters": self._target.num_parameters(),
+                "parameters": job.shapes[0].parameters,
             },
-            "dtype": str(self._target.dtype).removeprefix("torch."),
-            "parameters": drafter.num_parameters(),
+            "dtype": stored_as(job.config, job.recipe.target.dtype)["dtype"],
+            "weight_format": _weight_format(facts, job),
+            "parameters": shape.parameters,
             "bytes_on_disk": sum(file.stat().st_size for file in (working / "model").glob("*.safetensors")),
+            "forecast_bytes": round(shape.weight_bytes),
             "target_shape": asdict(job.shapes[0]),
-            "shape": asdict(job.shapes[len(chain)]),
+            "shape": asdict(shape),
             "facts": facts,
             "seed": job.recipe.seed,
             "factory_version": __version__,
@@ -158,7 +206,7 @@ class Workshop:
         }
         write_manifest(working, manifest)
         if folder.exists():  # an artifact of another recipe: kept aside, since its evaluations cannot be made again
-            replaced = job.cache / "replaced" / f"{folder.name}-{time.time_ns()}"
+            replaced = job.cache / "replaced" / f"{name}-{time.time_ns()}"
             replaced.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(replaced)
         working.rename(folder)
@@ -167,20 +215,19 @@ class Workshop:
         return artifact
 
 
-def _is_sound(folder: Path) -> bool:
-    """Whether a stage's result is complete and every file of its model is as it was written."""
-    if not (folder / "stage.json").is_file():
-        return False
-    sums = json.loads((folder / "stage.json").read_text())["files"]
-    files = {name: folder / "model" / name for name in sums}
-    return all(path.is_file() and sha256_file(path) == sums[name] for name, path in files.items())
+def _weight_format(facts: list[dict[str, Any]], job: Job) -> dict[str, Any]:
+    """How the weights are stored and what will run them: `format`, `bits`, `kernel`, `loader`, and where it is slow."""
+    last = facts[-1]
+    if "weight_format" not in last:
+        dtype = stored_as(job.config, job.recipe.target.dtype)["dtype"]
+        return {"format": dtype, "kernel": "torch", "loader": "transformers", "only_saves_size": None}
+    named = {key: last[key] for key in ("bits", "group_size", "kernel", "loader", "why_loader", "only_saves_size")}
+    return {"format": last["weight_format"], **named}
 
 
-def _carved(
-    stage: StructuralStage, model: PreTrainedModel, config: dict[str, Any], given: Given
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Score, decide, carve into a new model."""
-    scores = stage.measure(model, given)
-    edit = stage.decide(shape_from_config(config), scores)
-    tensors = carve(model.state_dict().items(), edit, anatomy_of(config).layers)
-    return models.new_model(edited_config(config, edit), tensors, like=model), {"edit": asdict(edit), "scores": scores}
+def _brief(facts: dict[str, Any]) -> dict[str, Any]:
+    """A stage's facts without the lists of channels, which its own record keeps."""
+    brief = {key: value for key, value in facts.items() if key != "scores"}
+    if "edit" in brief:
+        brief["edit"] = {"keep_layers": brief["edit"]["keep_layers"]}
+    return brief

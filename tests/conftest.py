@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,57 +18,50 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from factory import models  # noqa: F401 - silences what transformers says at import
 
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it gives
 
 
-def tiny_llama(
-    layers: int = 4, vocabulary: int = 96, context: int = 160, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=context,
-        initializer_range=0.5,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return LlamaForCausalLM(config).to(dtype).eval()
+GQA = {"num_key_value_heads": 2, "head_dim": 8}
+# What each family's config needs beside the sizes that all have. The windows are short: every test crosses them.
+OWN: dict[str, dict[str, Any]] = {
+    "llama": {"intermediate_size": 48, "tie_word_embeddings": False, **GQA},
+    "mistral": {"intermediate_size": 48, "sliding_window": 9, **GQA},
+    "qwen2": {"intermediate_size": 48, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1, **GQA},
+    "qwen3": {"intermediate_size": 48, **GQA},
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    # narrower ones of these two loop
+    "gpt_neox": {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 1.0},
+    "opt": {"hidden_size": 64, "ffn_dim": 128, "dropout": 0.0, "init_std": 0.5, "pad_token_id": 0},
+}
 
 
-def tiny_gpt2(
-    layers: int = 4, vocabulary: int = 96, context: int = 160, seed: int = 0, dtype: torch.dtype = torch.float64
+def tiny_model(
+    family: str,
+    layers: int = 4,
+    vocabulary: int = 96,
+    context: int = 160,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    **changes: Any,
 ) -> PreTrainedModel:
+    """A random model, 32 or 64 wide, 4 heads."""
     torch.manual_seed(seed)
-    config = GPT2Config(
-        vocab_size=vocabulary,
-        n_embd=32,
-        n_layer=layers,
-        n_head=4,
-        n_positions=context,
-        initializer_range=0.5,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return GPT2LMHeadModel(config).to(dtype).eval()
+    sizes: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": context,
+        "initializer_range": 0.5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = AutoConfig.for_model(family, **{**sizes, **OWN[family], **changes})
+    return AutoModelForCausalLM.from_config(config).to(dtype).eval()
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -81,7 +76,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {"llama": tiny_llama, "gpt2": tiny_gpt2}
+FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {family: partial(tiny_model, family) for family in OWN}
 
 
 @pytest.fixture(params=sorted(FAMILIES))
@@ -90,13 +85,29 @@ def tiny(request: pytest.FixtureRequest) -> Callable[..., PreTrainedModel]:
     return FAMILIES[request.param]
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+@pytest.fixture
+def families() -> dict[str, Callable[..., PreTrainedModel]]:
+    """Every family's `tiny` by name."""
+    return FAMILIES
+
+
+@pytest.fixture(params=["gpt2", "llama"])
 def tiny_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A float32 tiny model with its tokenizer, saved as transformers saves it; once per family."""
-    folder = tmp_path / f"target-{request.param}"
-    FAMILIES[request.param](vocabulary=128, dtype=torch.float32).save_pretrained(folder)
+    """A float32 tiny model with its tokenizer, saved as transformers saves it; once for each way to store weights."""
+    return save_tiny(request.param, tmp_path / f"target-{request.param}")
+
+
+def save_tiny(family: str, folder: Path, **changes: Any) -> Path:
+    """Such a folder of any family."""
+    FAMILIES[family](vocabulary=128, dtype=torch.float32, **changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def tiny_target() -> Callable[..., Path]:
+    """`tiny_target(family, folder, layers=...)` saves a model of that family with its tokenizer."""
+    return save_tiny
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from factory.decoding.cache import RowCache
 from factory.errors import UnsupportedModel
 from factory.models import context_length
 
+_SLIDING = "sliding_attention"
+
 
 def right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, list[int]]:
     """Token lists as one block [B, T] int64, padded with 0 on the right, and how many tokens of each row are real."""
@@ -26,7 +28,8 @@ class EagerReader:
 
     Rows start at position 0 and are padded on the right, so causal attention never sees padding.
     A pass over rows of equal length (batch 1 always is one) writes slices and needs no mask for a
-    single token or a prompt; a ragged one scatters and carries a mask [B, 1, T, S].
+    single token or a prompt; a ragged one scatters and carries a mask [B, 1, T, S]. Behind a sliding
+    window every key stays in the cache and is masked: a cache that forgot could not be rewound.
 
     It does not know about sampling or drafts. Raises UnsupportedModel for a model whose state
     cannot be cut by length or whose positions cannot be given per row.
@@ -42,6 +45,9 @@ class EagerReader:
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self.lengths: list[int] = []  # tokens in the cache, per row
         self._adds_mask = model.config._attn_implementation == "eager"
+        kinds = set(getattr(model.config, "layer_types", None) or ())
+        self._kinds = sorted(kinds) if _SLIDING in kinds else []  # such a model takes one mask a kind
+        self._window = _window(model)
         self._cache = RowCache(model.config.num_hidden_layers)
         self._slots = torch.zeros(0, dtype=torch.long)  # [capacity] 0, 1, 2, ...
         self._positions = self._slots  # [capacity] the same, but within the context
@@ -94,21 +100,18 @@ class EagerReader:
         if stop > self._cache.capacity:
             self._cache.grow(max(stop, 2 * self._cache.capacity))
             self._number(self._cache.capacity)
-        mask = None
+        windowed = self._window is not None and stop > self._window
+        mask: torch.Tensor | dict[str, torch.Tensor] | None = None
         if shortest == longest:
             self._cache.place(longest, stop)
             position_ids = self._positions[longest:stop].unsqueeze(0)  # [1, T]
-            if width > 1 and longest > 0:  # else the causal mask is what attention does by itself
-                mask = self._slots[:stop] <= self._slots[longest:stop].unsqueeze(1)  # [T, S]
-                mask = mask.unsqueeze(0).unsqueeze(0)
+            if windowed or (width > 1 and longest > 0):  # else the causal mask is what attention does by itself
+                mask = self._mask(self._slots[longest:stop].unsqueeze(0), stop, windowed)
         else:
             slots = torch.tensor(self.lengths, device=self.device).unsqueeze(1) + self._slots[:width]  # [B, T]
             self._cache.scatter(slots, stop)
             position_ids = self._positions[slots]
-            mask = (self._slots[:stop] <= slots.unsqueeze(2)).unsqueeze(1)  # [B, 1, T, S]
-        if mask is not None and self._adds_mask:
-            bias = torch.zeros(mask.shape, dtype=self.model.dtype, device=self.device)
-            mask = bias.masked_fill_(~mask, torch.finfo(bias.dtype).min)
+            mask = self._mask(slots, stop, windowed)
         output = self.model(
             input_ids=tokens,
             position_ids=position_ids,
@@ -121,23 +124,48 @@ class EagerReader:
         logits: torch.Tensor = output.logits
         return logits
 
+    def _mask(
+        self, queries: torch.Tensor, stop: int, windowed: bool
+    ) -> torch.Tensor | dict[str, torch.Tensor]:  # [B, T] slots -> [B, 1, T, S]
+        """What each query may see of the first `stop` slots; by kind of layer where they differ."""
+        keys, queries = self._slots[:stop], queries.unsqueeze(2).unsqueeze(1)  # [S], [B, 1, T, 1]
+        seen = keys <= queries
+        near = seen & (keys > queries - (self._window or 0)) if windowed else seen
+        if self._kinds:
+            return {kind: self._attended(near if kind == _SLIDING else seen) for kind in self._kinds}
+        return self._attended(near)
+
+    def _attended(self, seen: torch.Tensor) -> torch.Tensor:
+        """A mask in the form that the model's attention takes: bool, or what is added to the scores."""
+        if not self._adds_mask:
+            return seen
+        bias = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
+        return bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)
+
     def _number(self, capacity: int) -> None:
         self._slots = torch.arange(capacity, device=self.device)
         # padding may lie behind the context, where a learned position table has no row
         self._positions = self._slots.clamp(max=self.context - 1)
 
 
+def _window(model: PreTrainedModel) -> int | None:
+    """Positions that a sliding layer looks back, its own counted; None where every layer sees everything."""
+    width = getattr(model.config, "sliding_window", None)
+    kinds = getattr(model.config, "layer_types", None)
+    return None if width is None or (kinds and _SLIDING not in kinds) else int(width)
+
+
 def _refuse_what_cannot_be_rewound(model: PreTrainedModel) -> None:
     config = model.config
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    windowed = [kind for kind in getattr(config, "layer_types", None) or [] if kind != "full_attention"]
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", _SLIDING})
     reason = None
     if config.is_encoder_decoder:
         reason = "it has an encoder; only decoder-only models are read"
-    elif model._is_stateful or any("attention" not in kind for kind in windowed):
+    elif model._is_stateful or any("attention" not in kind for kind in other):
         reason = "it keeps a recurrent state, which cannot be rewound to an earlier token"
-    elif windowed or getattr(config, "sliding_window", None):
-        reason = "it has sliding-window attention, which this reader does not mask yet"
+    elif other:
+        reason = f"it has layers of {', '.join(other)}, which this reader does not mask"
     elif "position_ids" not in inspect.signature(model.forward).parameters:
         reason = "it takes no position ids, so rows of different lengths cannot be told apart"
     elif rope in ("dynamic", "longrope"):

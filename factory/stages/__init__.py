@@ -4,10 +4,23 @@ from typing import Annotated
 
 from pydantic import Field
 
-from factory.stages.base import Given, Stage, StructuralStage, TrainingStage
+from factory.stages.base import Given, QuantizingStage, Stage, StructuralStage, TrainingStage
 from factory.stages.distill import Distill
 from factory.stages.drop_layers import DropLayers
+from factory.stages.gptq import Gptq
+from factory.stages.prune_width import PruneWidth
 
-AnyStage = Annotated[DropLayers | Distill, Field(discriminator="kind")]
+AnyStage = Annotated[DropLayers | PruneWidth | Distill | Gptq, Field(discriminator="kind")]
 
-__all__ = ["AnyStage", "Distill", "DropLayers", "Given", "Stage", "StructuralStage", "TrainingStage"]
+__all__ = [
+    "AnyStage",
+    "Distill",
+    "DropLayers",
+    "Given",
+    "Gptq",
+    "PruneWidth",
+    "QuantizingStage",
+    "Stage",
+    "StructuralStage",
+    "TrainingStage",
+]

@@ -57,7 +57,7 @@ class Stage(BaseModel, ABC):
         return shape
 
     def require(self, config: dict[str, Any]) -> None:
-        """Raises UnsupportedModel where this stage cannot be done to the family of that config.json, with the reason."""
+        """Raises UnsupportedModel where this stage cannot be done to that config.json's family, with the reason."""
 
 
 class StructuralStage(Stage):

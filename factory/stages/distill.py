@@ -11,6 +11,8 @@ from factory.errors import FactoryError
 from factory.stages.base import Given, TrainingStage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from transformers import PreTrainedModel
 
@@ -65,7 +67,8 @@ class Distill(TrainingStage):
 
         if given.text is None or len(given.text) == 0:
             raise FactoryError("distill: there is no text to learn from; give the recipe a `data` section")
-        teacher = Teacher(given.target, given.text, epochs=self.epochs, batch=self.batch, progress=given.progress)
+        target = given.target()
+        teacher = Teacher(target, given.text, epochs=self.epochs, batch=self.batch, progress=given.progress)
         dtype = drafter.dtype
         drafter.float().requires_grad_(True)  # stays in eval mode: no dropout
         optimizer = torch.optim.AdamW(
@@ -95,9 +98,7 @@ class Distill(TrainingStage):
             given.progress(step, steps, f"distilling, loss {loss:.3f}")
             if step % self.checkpoint_every == 0 and step < steps:
                 state = {"drafter": drafter.state_dict(), "optimizer": optimizer.state_dict()}
-                partial = saved.with_suffix(".partial")
-                torch.save({**state, "step": step, "losses": losses, "before": before}, partial)
-                partial.replace(saved)
+                _save_checkpoint({**state, "step": step, "losses": losses, "before": before}, saved)
         drafter.requires_grad_(False).to(dtype)
         return {
             "steps": steps,
@@ -122,7 +123,7 @@ class Distill(TrainingStage):
             ids, mask = rows.ids.to(drafter.device), rows.answer_mask.to(drafter.device)
             if not mask.any():  # every row ended at its first token
                 continue
-            with mixed_precision(given.target):
+            with mixed_precision(given.target()):
                 total += backward_in_chunks(
                     hidden_states(drafter, ids, mask),
                     drafter.get_output_embeddings(),
@@ -145,12 +146,13 @@ class Distill(TrainingStage):
             return None
         count, divergence, shared = 0, 0.0, 0.0
         chosen = range(min(MEASURED_ROWS, len(given.held_out)))
-        p_head, q_head = given.target.get_output_embeddings(), drafter.get_output_embeddings()
-        with torch.no_grad(), mixed_precision(given.target):
+        target = given.target()
+        p_head, q_head = target.get_output_embeddings(), drafter.get_output_embeddings()
+        with torch.no_grad(), mixed_precision(target):
             for index in chosen:
                 row = given.held_out.rows([index])
                 ids, mask = row.ids.to(drafter.device), row.answer_mask.to(drafter.device)
-                q_hidden, p_hidden = hidden_states(drafter, ids, mask), hidden_states(given.target, ids, mask)
+                q_hidden, p_hidden = hidden_states(drafter, ids, mask), hidden_states(target, ids, mask)
                 for start in range(0, len(q_hidden), self.chunk):
                     p_logits = p_head(p_hidden[start : start + self.chunk])
                     q_logits = q_head(q_hidden[start : start + self.chunk])
@@ -158,6 +160,20 @@ class Distill(TrainingStage):
                     shared += overlap(p_logits, q_logits).sum().item()
                 count += len(q_hidden)
         return {"forward_kl": divergence / count, "overlap": shared / count, "tokens": count} if count else None
+
+
+def _save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """The whole checkpoint or the old one; what a full disk cut short is removed, since it takes the room."""
+    import torch
+
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:  # given a name, torch's own writer loses the reason of a failure
+            torch.save(state, file)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def mixed_precision(target: PreTrainedModel) -> torch.autocast:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from factory.edit import Edit, Shape
 from factory.errors import UnsupportedModel
-from factory.stages.base import Given, StructuralStage
+from factory.stages.base import Given, Scores, StructuralStage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-SCORED_ROWS = 64  # rows of text that activation-based scores look at
 
 
 class DropLayers(StructuralStage):
@@ -26,11 +23,13 @@ class DropLayers(StructuralStage):
         first_last        the first layers and the very last one
         block_influence   the layers that change the residual stream most, 1 - cos(in, out)
                           (ShortGPT, arXiv 2403.03853); needs text
+        angular           one run of layers goes, the one over which the residual stream turns least,
+                          the first and the last layer never among them (arXiv 2403.17887); needs text
     """
 
     kind: Literal["drop_layers"]
     keep: int | float | list[int] = Field(description="layers that stay: a number, a fraction, or a list of indices")
-    score: Literal["even", "first_last", "block_influence"] = "even"
+    score: Literal["even", "first_last", "block_influence", "angular"] = "even"
 
     @model_validator(mode="after")
     def _keep_is_possible(self) -> DropLayers:
@@ -46,9 +45,14 @@ class DropLayers(StructuralStage):
         return self
 
     @property
-    def needs_text(self) -> bool:
+    def needs_model(self) -> bool:
         """Only an activation-based score runs the model."""
-        return self.score == "block_influence" and not isinstance(self.keep, list)
+        return self.score in ("block_influence", "angular") and not isinstance(self.keep, list)
+
+    @property
+    def needs_text(self) -> bool:
+        """Activations are those of text."""
+        return self.needs_model
 
     def count(self, layers: int) -> int:
         """How many of `layers` stay. Raises UnsupportedModel where there are not enough."""
@@ -67,53 +71,47 @@ class DropLayers(StructuralStage):
         """Fewer layers, all else equal."""
         return replace(shape, layers=self.count(shape.layers))
 
-    def measure(self, model: PreTrainedModel, given: Given) -> list[float]:  # [L]
-        """Block influence of each layer: mean over the text's positions of 1 - cos(in, out)."""
-        if not self.needs_text or given.text is None:
-            return []
-        import torch
+    def measure(self, model: PreTrainedModel, given: Given) -> Scores:
+        """By `score`: block influence of each layer [L], or the angle over each run that could go, by its start."""
+        if not self.needs_model or given.text is None:
+            return {}
+        from factory.activations import residual_streams
+        from factory.tensors.saliency import angular_distance, block_influence
 
-        from factory.anatomy import anatomy_of
-        from factory.tensors.saliency import block_influence
-
-        layers = model.get_submodule(anatomy_of(model.config.to_dict()).layers)
-        totals = [0.0] * len(layers)
-        mask = torch.empty(0)
-
-        def record(index: int) -> Callable[[Any, tuple[Any, ...], Any], None]:
-            def hook(_module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-                after = output[0] if isinstance(output, tuple) else output
-                totals[index] += block_influence(inputs[0], after, mask).item()
-
-            return hook
-
-        hooks = [layer.register_forward_hook(record(index)) for index, layer in enumerate(layers)]
+        layers = int(model.config.num_hidden_layers)
+        dropped = layers - self.count(layers)
+        starts = _starts(layers, dropped) if self.score == "angular" else range(layers)
+        step, measured = (dropped, angular_distance) if self.score == "angular" else (1, block_influence)
+        totals = [0.0] * len(starts)
         positions = 0
-        rows = given.text.rows(range(min(len(given.text), SCORED_ROWS)))
-        try:
-            for start in range(0, len(rows), 8):
-                batch = rows.rows(range(start, min(start + 8, len(rows))))
-                ids = batch.ids.to(model.device)
-                mask = batch.token_mask.to(model.device)
-                with torch.no_grad():
-                    model.base_model(input_ids=ids, use_cache=False)
-                positions += int(mask.sum())
-                given.progress(start + len(batch), len(rows), "scoring layers")
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return [total / positions for total in totals]
+        for stream, mask in residual_streams(model, given.text, given.progress):
+            positions += int(mask.sum())
+            for place, start in enumerate(starts):
+                totals[place] += measured(stream[start], stream[start + step], mask).item()
+        return {self.score: [total / positions for total in totals]}
 
-    def decide(self, shape: Shape, scores: list[float]) -> Edit:
+    def decide(self, shape: Shape, scores: Scores, seed: int = 0) -> Edit:
         """Which layers stay, in their order."""
         count = self.count(shape.layers)
+        every = range(shape.layers)
         if isinstance(self.keep, list):
             return Edit(keep_layers=tuple(self.keep))
         if self.score == "first_last" and count > 1:
             return Edit(keep_layers=(*range(count - 1), shape.layers - 1))
         if self.score == "block_influence":
-            best = sorted(range(shape.layers), key=lambda layer: (-scores[layer], layer))[:count]
+            influence = scores["block_influence"]
+            best = sorted(every, key=lambda layer: (-influence[layer], layer))[:count]
             return Edit(keep_layers=tuple(sorted(best)))
+        if self.score == "angular":
+            dropped = shape.layers - count
+            starts = _starts(shape.layers, dropped)
+            begin = min(zip(scores["angular"], starts, strict=True))[1]
+            return Edit(keep_layers=tuple(layer for layer in every if not begin <= layer < begin + dropped))
         if count == 1:
             return Edit(keep_layers=(0,))
         return Edit(keep_layers=tuple(round(i * (shape.layers - 1) / (count - 1)) for i in range(count)))
+
+
+def _starts(layers: int, dropped: int) -> range:
+    """Where a run of `dropped` layers may begin: not at the first layer, and the last one stays where two do."""
+    return range(1, max(2, layers - dropped))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from factory import models
@@ -163,16 +164,67 @@ def test_a_target_with_other_weights_is_refused(tiny_folder: Path, tmp_path: Pat
         drafter.load_target(str(drafter.model_folder), torch.float32, "cpu")
 
 
-def test_what_cannot_be_built_is_said_before_anything_starts(tmp_path: Path) -> None:
-    target = tmp_path / "t5"
-    target.mkdir()
-    (target / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    (target / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(UnsupportedModel, match="'t5' is not supported"):
-        build(load(recipe(tmp_path, target), [], None), tmp_path / "out", silent)
-    (target / "model.safetensors").unlink()
+def test_what_cannot_be_built_is_said_before_anything_starts(tiny_folder: Path, tmp_path: Path) -> None:
+    out, path = tmp_path / "out", recipe(tmp_path, tiny_folder)
+    config = json.loads((tiny_folder / "config.json").read_text())
+    (tiny_folder / "config.json").write_text(json.dumps({**config, "model_type": "t5"}))
+    with pytest.raises(UnsupportedModel, match=rf"^{path}:2: target: model type 't5' is not supported"):
+        build(load(path, [], None), out, silent)
+    (tiny_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UnsupportedModel, match=r"^--set stages\.0\.keep: drop_layers: keep is 5, the model has 4 layers$"
+    ):
+        build(load(path, ["stages.0.keep=5"], None), out, silent)
+    whole = (tiny_folder / "model.safetensors").read_bytes()
+    (tiny_folder / "model.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(ModelError, match=r"model\.safetensors: cut short"):
+        build(load(path, [], None), out, silent)
+    (tiny_folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no \.safetensors file"):
-        build(load(recipe(tmp_path, target), [], None), tmp_path / "out", silent)
+        build(load(path, [], None), out, silent)
+    assert [entry.name for entry in out.iterdir()] == [".lock"]
+
+
+def forget_tokens(folder: Path, *keys: str) -> None:
+    """Take special tokens out of what a model and its tokenizer say of themselves."""
+    for name in ("config.json", "generation_config.json"):
+        facts = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**facts, **{f"{key}_token_id": None for key in keys}}))
+    facts = json.loads((folder / "tokenizer_config.json").read_text())
+    kept = {key: value for key, value in facts.items() if key not in [f"{key}_token" for key in keys]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kept))
+
+
+def test_a_tokenizer_without_pad_and_eos_works_and_no_eos_is_said(
+    tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert AutoTokenizer.from_pretrained(tiny_folder).pad_token is None
+    path = recipe(tmp_path, tiny_folder, epochs=1, score="even")
+    build(load(path, [], None), tmp_path / "with", silent)
+    assert caplog.messages == []
+    forget_tokens(tiny_folder, "eos")
+    (drafter, _) = build(load(path, [], None), tmp_path / "without", silent)
+    assert caplog.messages == ["the target names no EOS token: every text that it writes goes on to max_new_tokens"]
+    rows = [load_file(shard)["length"] for shard in (tmp_path / "without" / ".cache" / "text").rglob("*.safetensors")]
+    assert {int(length) for row in rows for length in row} == {17}
+    assert AutoTokenizer.from_pretrained(drafter.model_folder).eos_token is None
+
+
+def test_prompts_of_unequal_length_need_no_pad_token(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "{"ab" * n}"}}\n' for n in range(1, 7)))
+    path = recipe(tmp_path, tiny_folder, epochs=1, score="even")
+    (drafter, _) = build(load(path, [f"data.prompts={tmp_path}/p.jsonl"], None), tmp_path / "o", silent)
+    assert drafter.manifest["facts"][1]["rows"] > 0
+
+
+def test_nothing_to_begin_with_is_said_before_anything_starts(tiny_folder: Path, tmp_path: Path) -> None:
+    forget_tokens(tiny_folder, "bos", "eos")
+    out, path = tmp_path / "out", recipe(tmp_path, tiny_folder)
+    said: list[str] = []
+    with pytest.raises(ModelError, match=rf"^{path}:3: data\.prompts: .* names neither a BOS nor an EOS token"):
+        build(load(path, [], None), out, lambda _d, _t, what: said.append(what))
+    assert said == []
+    assert not (out / ".cache" / "stages").exists()
 
 
 def test_a_damaged_stage_result_is_made_again(tiny_folder: Path, tmp_path: Path) -> None:

@@ -79,7 +79,15 @@ def test_an_evaluation_is_complete_and_true(built: Artifact, tiny_folder: Path, 
     check_rows_against_tokens(rows, lines)
     check_greedy_against_generate(lines, tiny_folder)
 
+    # The forecast stands beside every measurement that there is a forecast of.
+    beside = ("t_draft_s", "t_verify_s", "c")
+    drafted = [row for row in rows if row["drafter"] == "model"]
+    assert all(row[key] > 0 and row[f"forecast_{key}"] > 0 for row in drafted for key in beside)
+    assert all(row["forecast_speedup"] > 0 and row["ceiling_speedup"] > 0 for row in drafted)
+    assert all(row["forecast_t_verify_s"] > 0 for row in rows)
+
     html = (out / REPORT).read_text()
+    assert results["profile"]["words"] in html
     assert "http" not in html.replace("http://www.w3.org", "") and "<script" not in html
     assert redraw(out).read_text() == html
     results["target"]["model"] = "<script>alert(1)</script>"

@@ -7,7 +7,7 @@ from eval.bench import OverlapMeter, Stopwatch
 from eval.measurement import CHOOSE, MODEL, Arm, ArmFacts, Cell, Setting, Timed, acceptance, measure
 from factory.decoding.decoder import Generation
 from factory.decoding.rejection import Draft
-from factory.forecast import modelled_speedup
+from factory.forecast import Costs, modelled_speedup
 
 SETTING = Setting("cpu", "float32", "eager", 0)
 
@@ -31,7 +31,8 @@ def test_a_row_by_hand() -> None:
     base = Cell(Arm(), "s", 0.0, CHOOSE, [[Timed(0, base_output, 4.0, 1.0, 0.0, 3.0)]], lossless=True)
     repeats = [[Timed(0, output, 2.0, 1.2, 0.2, 0.4)], [Timed(0, output, 3.0, 1.4, 0.6, 0.8)]]
     cell = Cell(Arm("a", MODEL, 2), "s", 0.0, CHOOSE, repeats, overlap=0.5, lossless=True)
-    row = measure(cell, base, ArmFacts(10, 20, 0.1), SETTING)
+    costs = Costs(0.5, 0.2, lambda k: 1 + 0.1 * k)
+    row = measure(cell, base, ArmFacts(10, 20, 0.1), SETTING, costs)
     assert (row.new_tokens, row.target_passes, row.tau) == (4, 3, pytest.approx(4 / 3))
     assert row.speedup == pytest.approx((4 / 4) / (5 / 8))
     assert (row.speedup_low, row.prompts, row.repeats) == (None, 1, 2)
@@ -43,10 +44,19 @@ def test_a_row_by_hand() -> None:
     assert row.t_verify_s == pytest.approx(1.2 / 4)
     assert row.t_overhead_s == pytest.approx((2.4 - 0.8 - 1.2) / 4)
     assert row.alpha == pytest.approx(1 / 2)
-    assert row.forecast_speedup == pytest.approx(modelled_speedup(0.5, 2, 0.1))
-    alone = measure(base, base, ArmFacts(100, None, None), SETTING)
+    # 0.8 s for six proposed tokens, beside a step of (4 - 1) / 3 s.
+    assert row.c == pytest.approx(0.8 / 6 / 1.0)
+    assert row.ceiling_speedup == pytest.approx(modelled_speedup(0.5, 2, 0.1))
+    # The forecast beside it: two draft steps of 0.1 s, a pass over three tokens at 1.2 steps of 0.5 s.
+    assert (row.forecast_t_draft_s, row.forecast_t_verify_s) == (pytest.approx(0.2), pytest.approx(0.6))
+    assert row.forecast_c == 0.2
+    assert row.forecast_speedup == pytest.approx((1 + 0.5 + 0.25) / (2 * 0.2 + 1.2))
+    alone = measure(base, base, ArmFacts(100, None, None), SETTING, costs)
     assert alone.speedup == 1 and alone.tau == 1
     assert (alone.drafter, alone.k, alone.alpha, alone.t_draft_s, alone.forecast_speedup) == (None,) * 5
+    assert (alone.c, alone.forecast_c, alone.forecast_t_draft_s, alone.forecast_t_verify_s) == (None, None, None, 0.5)
+    unknown = measure(cell, base, ArmFacts(10, 20, 0.1), SETTING)
+    assert (unknown.forecast_speedup, unknown.forecast_t_verify_s) == (None, None) and unknown.ceiling_speedup
 
 
 def test_an_output_of_one_token_has_no_decode_time() -> None:

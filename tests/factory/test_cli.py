@@ -10,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from factory import __version__, cli, progress
+from factory.cli import shell
 from factory.errors import DataError
+from factory.estimate import WITHOUT_CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
 ANY = ROOT / "recipes" / "demo" / "any.yaml"
@@ -26,6 +29,7 @@ LLAMA = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "num_hidden_layers": 8,
+    "max_position_embeddings": 160,
     "vocab_size": 512,
     "tie_word_embeddings": True,
 }
@@ -58,7 +62,15 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["build", "--help"], ["check", "recipes/demo/any.yaml"], ["check", "no"]]
+    "arguments",
+    [
+        ["--help"],
+        ["build", "--help"],
+        ["check", "recipes/demo/any.yaml"],
+        ["check", "recipes/demo/quick.yaml"],
+        ["check", "no"],
+        ["clean", "no"],
+    ],
 )
 def test_help_and_check_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -87,7 +99,16 @@ def test_check_forecasts_from_the_config_alone(factory: Callable[..., tuple[int,
     assert code == 0
     # Layers: 64*16*(8+4) + 3*64*128 = 36,864 each; head 512*64 = 32,768, tied.
     c = (2 * 36_864 + 32_768) / (8 * 36_864 + 32_768)
-    assert out == f"ok     {ANY}: any: drop_layers > distill; 8 -> 2 layers, 0.1 M parameters, c = {c:.3f}\n"
+    first, second, *table = out.splitlines()
+    assert first == f"ok     {ANY}: any: drop_layers > distill"
+    assert second.startswith(f"any: 8 -> 2 layers, 106.82 k parameters, c = {c:.3f} in bytes")
+    assert [line.split()[0] for line in table[1:5]] == ["target", "text", "drop_layers", "distill"]
+    code, out, _ = factory("check", ANY, "--target", target, "--device", "h200", "--json")
+    (record,) = json.loads(out.splitlines()[-1])["recipes"]
+    assert record["candidates"][0]["forecast"]["c_bytes"] == pytest.approx(c, abs=0.002)
+    assert record["candidates"][0]["forecast"]["profile"]["kind"] == "cuda"
+    code, _, err = factory("check", ANY, "--device", "h20")
+    assert (code, err.splitlines()[0].split(";")[0]) == (2, "--device h20: no such profile")
 
 
 def test_check_reads_folders_and_patterns_once_and_tells_all_faults(
@@ -101,7 +122,7 @@ def test_check_reads_folders_and_patterns_once_and_tells_all_faults(
     code, out, err = factory("check", "all/*.yaml", "all", "gone.yaml", "all/**/c.*")
     assert code == 2
     assert out.splitlines() == [
-        "ok     all/a.yaml: x: drop_layers; no forecast without the target's config.json",
+        f"ok     all/a.yaml: x: drop_layers; {WITHOUT_CONFIG}",
         "wrong  all/b.yaml",
         "wrong  all/deep/c.yml",
         "wrong  gone.yaml",
@@ -137,6 +158,102 @@ def test_check_tells_what_the_target_cannot_do(
     assert err.startswith(fault)
 
 
+GRID = """\
+name: x
+target: {model: ../target}
+stages:
+  - {kind: drop_layers, keep: 3}
+grid:
+  stages.0.keep: [1, 2]
+"""
+
+
+def test_check_counts_a_grid_and_forecasts_each_candidate(
+    factory: Callable[..., tuple[int, str, str]], target: Path
+) -> None:
+    Path("recipes").mkdir()
+    recipe = Path("recipes/r.yaml")
+    recipe.write_text(GRID)
+    code, out, _ = factory("check", "recipes/r.yaml")
+    assert code == 0
+    first, *candidates = out.splitlines()
+    assert first == "ok     recipes/r.yaml: x: drop_layers; 2 candidates"
+    assert [line.split(" layers")[0] for line in candidates] == ["  x--keep1: 8 -> 1", "  x--keep2: 8 -> 2"]
+    recipe.write_text(GRID.replace("[1, 2]", "[1, 9]\n  seed: [0, 1]"))
+    code, _, err = factory("check", "recipes/r.yaml")
+    fault = "recipes/r.yaml:6: grid: stages.0.keep: drop_layers: keep is 9, the model has 8 layers\n"
+    assert (code, err) == (2, fault)
+
+
+def test_a_large_grid_is_counted_and_a_build_of_it_asks(
+    factory: Callable[..., tuple[int, str, str]], target: Path
+) -> None:
+    Path("recipes").mkdir()
+    Path("recipes/r.yaml").write_text(GRID.replace("[1, 2]", "[1, 2, 3, 4]") + f"  seed: {list(range(2500))}\n")
+    code, out, _ = factory("check", "recipes/r.yaml")
+    assert code == 0
+    assert out.splitlines()[0] == (
+        "ok     recipes/r.yaml: x: drop_layers; 10,000 candidates, and a build of so many asks for --yes; "
+        "every value was checked once, with the others at their first"
+    )
+    assert (len(out.splitlines()), out.splitlines()[-1]) == (1 + 64 + 1, "  and 2439 more")
+    code, _, err = factory("build", "recipes/r.yaml")
+    fault = "recipes/r.yaml:5: grid: 10,000 candidates; to build more than 64 say --yes, or vary fewer values\n"
+    assert (code, err) == (2, fault)
+    assert not Path("artifacts").exists()
+
+
+def test_a_target_without_weights_is_refused_before_anything_is_made(
+    factory: Callable[..., tuple[int, str, str]], target: Path
+) -> None:
+    code, _, err = factory("build", ANY, "--target", target)
+    assert code == 2
+    assert err.splitlines() == [
+        f"{target} has no .safetensors file: save the model with transformers' save_pretrained",
+        f"{target} has no tokenizer: save it there too, with its save_pretrained, or copy its files",
+    ]
+
+
+def test_what_is_forecast_not_to_fit_is_said_and_yes_tries_it(
+    factory: Callable[..., tuple[int, str, str]], target: Path
+) -> None:
+    (target / "config.json").write_text(json.dumps({**LLAMA, "hidden_size": 1 << 16, "vocab_size": 1 << 24}))
+    code, _, err = factory("build", ANY, "--target", target)
+    assert code == 2
+    assert err.splitlines()[-1] == "to build it all the same, say --yes"
+    assert "of memory, and " in err
+    code, _, err = factory("build", ANY, "--target", target, "--yes")
+    assert (code, "no .safetensors file" in err) == (2, True)
+
+
+def test_a_build_needs_a_recipe_or_a_target(factory: Callable[..., tuple[int, str, str]], target: Path) -> None:
+    code, _, err = factory("build")
+    assert (code, err) == (2, "name a RECIPE, or give --target MODEL_OR_FOLDER to have one made for it\n")
+    code, _, err = factory("build", "--target", "target")
+    assert code == 2
+    assert "no .safetensors file" in err.splitlines()[-2]  # the recipe that was made for it got that far
+    (recipe,) = Path("artifacts/.cache/recipes").glob("*.yaml")
+    assert f"the recipe is {recipe}: copy it to change it" in err
+    assert factory("check", recipe)[0] == 0
+
+
+def test_clean_says_how_much(factory: Callable[..., tuple[int, str, str]]) -> None:
+    Path("out/.cache/text").mkdir(parents=True)
+    Path("out/.cache/text/a").write_bytes(b"x" * 1234)
+    Path("out/.cache/replaced").mkdir()
+    Path("out/.cache/replaced/b").write_bytes(b"x" * 5)
+    Path("out/.lock").touch()
+    code, out, _ = factory("clean", "out", "--dry-run")
+    assert (code, out.splitlines()[:2]) == (0, ["would remove out/.cache/text", "out: 1,234 bytes would be freed"])
+    code, out, _ = factory("clean", "out")
+    assert out.splitlines() == [
+        "removed out/.cache/text",
+        "out: 1,234 bytes freed",
+        "5 bytes of replaced artifacts are kept; --replaced removes them",
+    ]
+    assert factory("clean", ".")[0] == 2
+
+
 def test_build_without_a_target_asks_for_one(factory: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = factory("build", ANY)
     assert (code, out) == (2, "")
@@ -170,7 +287,7 @@ def raises(error: BaseException) -> Callable[[], None]:
     def command() -> None:
         raise error
 
-    return cli.reported(command)
+    return shell.reported(command)
 
 
 def test_each_kind_of_failure_has_its_exit_code(
@@ -179,7 +296,7 @@ def test_each_kind_of_failure_has_its_exit_code(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     codes = {}
     for error in (DataError("p.txt: empty"), KeyboardInterrupt(), ZeroDivisionError("first\nsecond")):
-        with pytest.raises(cli.typer.Exit) as caught:
+        with pytest.raises(typer.Exit) as caught:
             raises(error)()
         codes[type(error).__name__] = (caught.value.exit_code, capsys.readouterr().err)
     assert codes["DataError"] == (2, "p.txt: empty\n")
@@ -199,8 +316,8 @@ def test_without_a_cache_folder_the_log_goes_to_the_temporary_one(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(cli.tempfile, "gettempdir", lambda: str(tmp_path))
-    with pytest.raises(cli.typer.Exit):
+    monkeypatch.setattr(shell.tempfile, "gettempdir", lambda: str(tmp_path))
+    with pytest.raises(typer.Exit):
         raises(RuntimeError("x"))()
     (log,) = tmp_path.glob("fault-*.log")
     assert str(log) in capsys.readouterr().err

@@ -6,16 +6,14 @@ import torch
 from transformers import PreTrainedModel
 
 from factory import located, models
-from factory.anatomy import anatomy_of, edited_config
+from factory.anatomy import anatomy_of
+from factory.carving import carve_module
 from factory.edit import Edit
 from factory.errors import ModelError
-from factory.tensors.surgery import carve
 
 
 def carved(model: PreTrainedModel, keep: tuple[int, ...]) -> PreTrainedModel:
-    config = model.config.to_dict()
-    tensors = carve(model.state_dict().items(), Edit(keep_layers=keep), anatomy_of(config).layers)
-    return models.new_model(edited_config(config, Edit(keep_layers=keep)), tensors, like=model)
+    return carve_module(model, Edit(keep_layers=keep))
 
 
 def test_a_carved_model_equals_the_full_one_with_layers_bypassed(tiny: Callable[..., PreTrainedModel]) -> None:
@@ -65,15 +63,20 @@ def test_fingerprint_sees_a_change(tiny: Callable[..., PreTrainedModel], change:
         if change == "one bit":
             weight.view(torch.int64)[3, 4] ^= 1
         else:
-            weight[0, 0], weight[0, 1] = weight[0, 1].item(), weight[0, 0].item()
+            weight[1, 0], weight[1, 1] = weight[1, 1].item(), weight[1, 0].item()
     assert models.fingerprint(model) != before
 
 
 def test_new_model_refuses_a_state_that_does_not_fit(tiny: Callable[..., PreTrainedModel]) -> None:
     model = tiny(layers=2)
-    config = {**model.config.to_dict(), anatomy_of(model.config.to_dict()).count_key: 3}
-    with pytest.raises(ModelError, match="missing"):
-        models.new_model(config, model.state_dict().items(), like=model)
+    config, tensors = model.config.to_dict(), model.state_dict()
+    name = next(iter(tensors))
+    with pytest.raises(ModelError, match=rf"missing \['{name}'\]"):
+        models.new_model(config, [pair for pair in tensors.items() if pair[0] != name], like=model)
+    with pytest.raises(ModelError, match=r"left over \['other'\]"):
+        models.new_model(config, {**tensors, "other": tensors[name]}.items(), like=model)
+    with pytest.raises(ModelError, match=rf"of another shape \['{name}'\]"):
+        models.new_model(config, {**tensors, name: tensors[name][1:]}.items(), like=model)
 
 
 def test_identity_follows_the_bytes_and_its_cache_does_not_lie(tmp_path: Path) -> None:

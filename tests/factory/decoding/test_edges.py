@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,13 @@ from factory.decoding.reader import EagerReader
 from factory.decoding.rejection import Draft
 from factory.decoding.sampling import Noise, Sampling
 from factory.errors import DataError, UnsupportedModel
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def tiny(request: pytest.FixtureRequest, families: dict[str, Callable[..., PreTrainedModel]]) -> Any:
+    """What is tested here is the loop's, not a family's: two kinds of positions are enough."""
+    return families[request.param]
+
 
 GREEDY = Sampling()
 PROMPT = [7, 8, 9, 10]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,13 @@ from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.reader import EagerReader
 from factory.decoding.rejection import Draft, accept
 from factory.decoding.sampling import Noise, Sampling, draw, probabilities
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def tiny(request: pytest.FixtureRequest, families: dict[str, Callable[..., PreTrainedModel]]) -> Any:
+    """What is tested here is the loop's, not a family's: two kinds of positions are enough."""
+    return families[request.param]
+
 
 VOCABULARY = 9
 PROMPT = [3, 1, 4, 1]

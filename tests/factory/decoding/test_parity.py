@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from factory.anatomy import ANATOMIES
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.reader import EagerReader
@@ -111,7 +112,7 @@ def test_sampled_rows_are_each_what_they_are_alone(
     target: PreTrainedModel, noisy: Callable[..., PreTrainedModel]
 ) -> None:
     sampling = Sampling(temperature=1.5, top_k=40, top_p=0.95)
-    limits = Limits(max_new_tokens=COUNT, eos=frozenset({3, 50, 77}), context=64)
+    limits = Limits(max_new_tokens=COUNT, eos=frozenset(range(3, 300, 15)), context=64)
     prompts = [PROMPTS[number % 5] for number in range(12)]
     requests = [100 + number for number in range(12)]
     plain = autoregressive(EagerReader(target), prompts, sampling, limits, Noise(1, requests))
@@ -158,7 +159,7 @@ def test_real_models_write_what_transformers_generates(
     extra_models: Path, noisy: Callable[..., PreTrainedModel]
 ) -> None:
     folders = [file.parent for file in sorted(extra_models.glob("*/config.json"))]
-    readable = [folder for folder in folders if read_config(folder)["model_type"] in ("llama", "gpt2")]
+    readable = [folder for folder in folders if read_config(folder)["model_type"] in ANATOMIES]
     assert readable
     for folder in readable:
         model = load_model(folder, dtype=torch.float64)

@@ -12,8 +12,6 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -144,7 +142,10 @@ def small(kind: type, **more: object) -> object:
             "encoder",
         ),
         (lambda: BloomForCausalLM(BloomConfig(vocab_size=32, hidden_size=16, n_layer=1, n_head=2)), "no position ids"),
-        (lambda: MistralForCausalLM(small(MistralConfig, num_key_value_heads=2, sliding_window=8)), "sliding-window"),
+        (
+            lambda: LlamaForCausalLM(small(LlamaConfig, layer_types=["chunked_attention"])),
+            "layers of chunked_attention",
+        ),
         (
             lambda: LlamaForCausalLM(
                 small(LlamaConfig, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})

@@ -1,0 +1,147 @@
+"""`factory check` and `factory doctor`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from factory.cli.shell import JsonOption, SetOption, TargetOption, app, reported
+from factory.errors import FactoryError
+
+if TYPE_CHECKING:
+    from factory.estimate import Forecast
+    from factory.profile import DeviceProfile
+    from factory.recipe import Loaded
+
+
+@app.command()
+@reported
+def check(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPES...", help="files, folders or patterns")],
+    target: TargetOption = None,
+    settings: SetOption = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="forecast for: here, or a profile such as h200")
+    ] = "here",
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is wrong with recipes, or forecast what they will make. Needs no network and loads no model."""
+    from factory import profile
+    from factory.recipe import load
+
+    chosen = profile.named(device)
+    files = list(_recipe_files(recipes))
+    wrong, records = 0, []
+    for path, fault in files:
+        try:
+            if fault:
+                raise FactoryError(fault)
+            candidates = load(path, settings or (), target, many="sample")
+            forecasts = _forecasts(candidates, chosen)
+        except FactoryError as error:
+            wrong += 1
+            typer.echo(f"wrong  {path}")
+            typer.echo(str(error), err=True)
+            records.append({"recipe": str(path), "faults": str(error).splitlines()})
+            continue
+        for line in _lines(path, candidates, forecasts, whole=len(files) == 1):
+            typer.echo(line)
+        records.append(_record(path, candidates, forecasts))
+    if as_json:
+        typer.echo(json.dumps({"recipes": records}))
+    if wrong:
+        raise typer.Exit(2)
+
+
+def _recipe_files(arguments: list[str]) -> Iterator[tuple[Path, str]]:
+    """Every recipe meant, once; or the fault that an argument means none."""
+    seen: set[Path] = set()
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            files = sorted([*path.rglob("*.yaml"), *path.rglob("*.yml")])
+        elif path.is_file():
+            files = [path]
+        else:  # a pattern that the shell did not expand
+            pattern = path.relative_to(path.anchor)
+            files = sorted(file for file in Path(path.anchor).glob(str(pattern)) if file.is_file())
+        if not files:
+            yield path, f"{argument}: no recipe there; name .yaml files, or folders that hold some"
+        yield from ((file, "") for file in files if file not in seen)
+        seen.update(files)
+
+
+def _forecasts(candidates: list[Loaded], device: DeviceProfile) -> list[Forecast | None]:
+    """One for each candidate. Raises FactoryError with everything that the target does not allow."""
+    from factory.estimate import forecast_recipe
+
+    found: list[Forecast | None] = []
+    faults: dict[str, None] = {}  # candidates share most of theirs
+    for loaded in candidates:
+        try:
+            found.append(forecast_recipe(loaded, device))
+        except FactoryError as error:
+            faults |= dict.fromkeys(str(error).splitlines())
+    if faults:
+        raise FactoryError("\n".join(faults))
+    return found
+
+
+def _lines(path: Path, candidates: list[Loaded], forecasts: list[Forecast | None], whole: bool) -> Iterator[str]:
+    """What check says of a sound recipe; the `whole` forecast where it is the only one asked for."""
+    from factory.estimate import WITHOUT_CONFIG
+    from factory.recipe import MOST_CANDIDATES
+
+    first, forecast = candidates[0], forecasts[0]
+    name = first.recipe.name
+    stages = " > ".join(stage.kind for stage in first.recipe.stages)
+    several = first.candidates > 1
+    count = f"; {first.candidates:,} candidates" if several else ""
+    if first.candidates > MOST_CANDIDATES:
+        count += ", and a build of so many asks for --yes"
+    if len(candidates) < first.candidates:
+        count += "; every value was checked once, with the others at their first"
+    if forecast is None:
+        yield f"ok     {path}: {name}: {stages}{count}; {WITHOUT_CONFIG}"
+    elif several:
+        yield f"ok     {path}: {name}: {stages}{count}"
+        for loaded, each in list(zip(candidates, forecasts, strict=True))[:MOST_CANDIDATES]:
+            if each is not None:
+                yield f"  {loaded.name}: {each.summary()}"
+                yield from (f"    {fault}" for fault in each.faults)
+        if len(candidates) > MOST_CANDIDATES:
+            yield f"  and {len(candidates) - MOST_CANDIDATES} more"
+    elif whole:
+        yield f"ok     {path}: {name}: {stages}"
+        yield from forecast.lines()
+    else:
+        yield f"ok     {path}: {name}: {stages}; {forecast.summary()}"
+
+
+def _record(path: Path, candidates: list[Loaded], forecasts: list[Forecast | None]) -> dict[str, Any]:
+    each = [
+        {"name": loaded.name, "forecast": forecast.record() if forecast else None}
+        for loaded, forecast in zip(candidates, forecasts, strict=True)
+    ]
+    return {"recipe": str(path), "faults": [], "count": candidates[0].candidates, "candidates": each}
+
+
+@app.command()
+@reported
+def doctor(
+    measure: Annotated[bool, typer.Option("--measure/--no-measure", help="measure the profile and keep it")] = True,
+    folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder whose disk is meant")] = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Say what this machine has and can reach, and measure what forecasts need to know of it."""
+    from factory.doctor import examine
+
+    found = examine(measure, folder)
+    for line in found.lines():
+        typer.echo(line)
+    if as_json:
+        typer.echo(json.dumps(found.record()))

@@ -1,0 +1,60 @@
+"""`factory eval` and `factory report`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from factory.cli.shell import JsonOption, QuietOption, TargetOption, app, reported
+from factory.errors import FactoryError
+from factory.progress import shown_progress
+
+
+@app.command(name="eval")
+@reported
+def evaluate(
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACTS...", help="drafters, or folders of them")],
+    plan: Annotated[str, typer.Option(metavar="PLAN", help="a shipped plan's name, or a YAML file")] = "default",
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="your own prompts: .jsonl or lines")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="for the report (default: the first folder judged)")
+    ] = None,
+    target: TargetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Judge drafters: are their outputs the target's own, and are they faster?"""
+    from rich.console import Console
+
+    from eval.plan import load_plan
+    from factory.artifact import list_artifacts
+
+    chosen = load_plan(plan)
+    judged = [made for folder in artifacts for made in list_artifacts(folder)]
+    if not judged:
+        raise FactoryError(f"{', '.join(map(str, artifacts))}: no artifact there; `factory build RECIPE` makes one")
+    out = out or artifacts[0]
+    from eval.bench import evaluate as judge  # imports torch: only once it is sure that there is something to judge
+    from eval.report import terminal_table
+
+    with shown_progress(quiet) as progress:
+        results = judge(judged, chosen, target=target, out=out, prompts_file=prompts, progress=progress)
+    Console(width=None if sys.stdout.isatty() else 160).print(terminal_table(results))
+    typer.echo(f"report: {out / 'report.html'}")
+    if as_json:
+        typer.echo(json.dumps({"verdict": results["verdict"], "out": str(out)}))
+
+
+@app.command()
+@reported
+def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="where an eval wrote its results")]) -> None:
+    """Draw the report of an evaluation again, from its results."""
+    from eval.report import redraw
+
+    typer.echo(f"report: {redraw(folder)}")

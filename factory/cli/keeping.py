@@ -1,0 +1,48 @@
+"""`factory clean` and `factory convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from factory.cli.shell import QuietOption, app, reported
+from factory.progress import shown_progress
+
+
+@app.command()
+@reported
+def clean(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="what `factory build --out` wrote to")],
+    replaced: Annotated[bool, typer.Option("--replaced", help="remove replaced artifacts too")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+) -> None:
+    """Remove what only costs time to make again. Artifacts and their evaluations stay."""
+    from factory.clean import clean as clean_folder
+
+    done = clean_folder(folder, replaced=replaced, dry_run=dry_run)
+    for path in done.folders:
+        typer.echo(f"{'would remove' if dry_run else 'removed'} {path}")
+    typer.echo(f"{folder}: {done.removed_bytes:,} bytes {'would be ' if dry_run else ''}freed")
+    if done.replaced_bytes:
+        typer.echo(f"{done.replaced_bytes:,} bytes of replaced artifacts are kept; --replaced removes them")
+
+
+@app.command()
+@reported
+def convert(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a model whose weights are pickled")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="the folder to be made")],
+    quiet: QuietOption = False,
+) -> None:
+    """Make safetensors of a pickled checkpoint, without running anything that is in it."""
+    from factory.convert import convert as convert_folder
+
+    with shown_progress(quiet) as progress:
+        made = convert_folder(folder, out, progress)
+    files = f"{made.files} file{'s' if made.files > 1 else ''}"
+    typer.echo(f"{out}: {made.tensors} tensors, {made.weight_bytes / 1e6:,.1f} MB in {files}")
+    if made.left_out:
+        typer.echo(f"left out, since the model ties them to others: {', '.join(made.left_out)}")
+    typer.echo(f"next: factory build RECIPE --target {out}")

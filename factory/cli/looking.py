@@ -1,0 +1,38 @@
+"""`factory ls` and `factory show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from factory.cli import tables
+from factory.cli.shell import app, reported
+
+
+@app.command()
+@reported
+def ls(folder: Annotated[Path, typer.Argument(metavar="DIR")] = Path("artifacts")) -> None:
+    """List the drafters in a folder."""
+    from factory.artifact import list_artifacts
+
+    artifacts = list_artifacts(folder)
+    if not artifacts:
+        typer.echo(f"{folder}: no artifact yet; `factory build RECIPE --out {folder}` makes one", err=True)
+    tables.listed(artifacts)
+
+
+@app.command()
+@reported
+def show(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="the drafter's folder")]) -> None:
+    """Check every file of a drafter, and print its card."""
+    from factory.artifact import Artifact
+
+    opened = Artifact.open(artifact)
+    opened.verify()
+    card = opened.folder / "README.md"
+    if not card.is_file():
+        opened.write_card()
+    typer.echo(card.read_text(encoding="utf-8"))
+    typer.echo(f"{tables.summary(opened)}: every file is what the manifest says")

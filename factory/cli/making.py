@@ -1,0 +1,90 @@
+"""`factory build`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from factory.cli.shell import JsonOption, QuietOption, SetOption, TargetOption, app, reported
+from factory.errors import FactoryError
+from factory.progress import shown_progress
+
+if TYPE_CHECKING:
+    from factory.recipe import Loaded
+
+
+@app.command()
+@reported
+def build(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="a recipe's YAML file; without one, --target's default")
+    ] = None,
+    target: TargetOption = None,
+    settings: SetOption = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="the folder that gets DIR/<name>")] = Path("artifacts"),
+    jobs: Annotated[
+        int, typer.Option("--jobs", metavar="N", min=1, help="candidates made at once; they share the threads")
+    ] = 1,
+    yes: Annotated[bool, typer.Option("--yes", help="build a large grid, or what is forecast not to fit")] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make the drafters that a recipe describes. Run again, it goes on from where it stopped."""
+    from factory.cli import tables
+    from factory.recipe import load
+
+    began_s = time.monotonic()
+    path = recipe or _default_recipe(target, out)
+    candidates = load(path, settings or (), target, many="all" if yes else "refuse")
+    candidates[0].require_target()  # before torch is imported
+    if not yes:
+        _require_room(candidates, out)
+    from factory.build import build as build_candidates
+
+    with shown_progress(quiet) as progress:
+        artifacts = build_candidates(candidates, out, progress, jobs=jobs)
+    tables.show(artifacts)
+    if as_json:
+        facts = [tables.facts(made) for made in artifacts]
+        typer.echo(json.dumps({"artifacts": facts, "seconds": round(time.monotonic() - began_s, 3)}))
+    else:
+        several = len(candidates) > 1
+        typer.echo(f"next: factory eval {out if several else artifacts[0].folder}")
+
+
+def _default_recipe(target: str | None, out: Path) -> Path:
+    """A recipe made for a target that is given without one; it is kept beside the cache, and said which it is."""
+    if target is None:
+        raise FactoryError("name a RECIPE, or give --target MODEL_OR_FOLDER to have one made for it")
+    from factory import profile
+    from factory.defaults import default_recipe
+    from factory.files import write_atomically
+    from factory.located import locate, read_config
+
+    made = default_recipe(target, read_config(locate(target).folder), profile.load())
+    path = out / ".cache" / "recipes" / f"{made.name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, made.text)
+    typer.echo(f"{made.reason}\nthe recipe is {path}: copy it to change it", err=True)
+    return path
+
+
+def _require_room(candidates: list[Loaded], out: Path) -> None:
+    """Raises FactoryError where a candidate that is still to be made is forecast not to fit into this machine."""
+    from factory import profile
+    from factory.estimate import forecast_recipe
+
+    here = profile.load()
+    faults: dict[str, None] = {}
+    for loaded in candidates:
+        if (out / loaded.name / "manifest.json").is_file():
+            continue
+        forecast = forecast_recipe(loaded, here, out=out)
+        if forecast is not None and not forecast.fits:
+            faults |= dict.fromkeys(f"{loaded.name}: {fault}" for fault in forecast.faults)
+    if faults:
+        raise FactoryError("\n".join([*faults, "to build it all the same, say --yes"]))

@@ -1,0 +1,172 @@
+"""`factory doctor`: what this machine is, what it has, what it can reach; and its profile, measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from factory import profile as profiles
+from factory.errors import FactoryError
+from factory.gauge import measured
+from factory.profile import DeviceProfile
+from factory.wording import size
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "huggingface-hub",
+    "datasets",
+    "gptqmodel",
+    "optimum",
+    "torch-pruning",
+    "numpy",
+)
+HUB_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What `factory doctor` found."""
+
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+    kernels: dict[str, str]  # what there is, or why not
+    folder: Path
+    free_disk_bytes: int
+    hub: str  # "reachable", or why not
+    profile: DeviceProfile
+    profile_file: Path | None  # where a fresh profile was written
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        facts, profile = self.hardware, self.profile
+        device = facts.get("gpu") or f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads"
+        rates = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in profile.peak_flop_per_s.items())
+        few = [
+            f"{dtype} {', '.join(f'{rate / 1e9:,.0f} GFLOP/s at {rows}' for rows, rate in points)}"
+            for dtype, points in profile.few_rows_flop_per_s.items()
+        ]
+        overhead = f"{1e3 * profile.layer_overhead_s:.2f} ms a layer, {1e3 * profile.step_overhead_s:.2f} ms a step"
+        memory = f"{size(profile.available_bytes)} free of {size(profile.memory_bytes)}"
+        lines = {
+            "device": f"{device}; {facts['system']}, {facts['cpu_capability']}",
+            "memory": memory,
+            "disk": f"{size(self.free_disk_bytes)} free in {self.folder}",
+            "hub": self.hub,
+            **{f"kernel {name}": found for name, found in self.kernels.items()},
+            "versions": ", ".join(f"{name} {version}" for name, version in self.versions.items()),
+            "profile": profile.words,
+            "  reading": f"{profile.bandwidth_bytes_per_s / 1e9:,.1f} GB/s",
+            "  products": rates,
+            "  few rows": "; ".join(few) or "taken for as fast as large products",
+            "  host": overhead,
+            "  kept in": str(self.profile_file) if self.profile_file else "nothing was measured",
+        }
+        width = max(map(len, lines))
+        return [*(f"{key.ljust(width)}  {value}" for key, value in lines.items()), *self.notes]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "hardware": self.hardware,
+            "versions": self.versions,
+            "kernels": self.kernels,
+            "free_disk_bytes": self.free_disk_bytes,
+            "hub": self.hub,
+            "profile": self.profile.record(),
+            "profile_file": str(self.profile_file) if self.profile_file else None,
+            "notes": list(self.notes),
+        }
+
+
+def examine(measure: bool = True, folder: Path = Path()) -> Examination:
+    """Look at this machine; `measure` also measures the profile and keeps it. `folder`: whose disk is meant.
+
+    Raises FactoryError only where the profile cannot be kept.
+    """
+    for noisy in ("torchao", "torch.utils._pytree"):  # about kernels that are for other machines
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    from factory import provenance
+    from factory.models import resolve_device
+
+    device = resolve_device("auto")
+    hardware = provenance.hardware(device)
+    kind: profiles.Kind = "cuda" if device.startswith("cuda") else "cpu"
+    profile, kept, notes = profiles.load(kind), None, []
+    if measure:
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        if load > cores / 2:
+            notes.append(f"the machine is busy (load {load:.1f} on {cores} cores): measure again when it is quiet")
+        profile = measured(device, str(hardware.get("gpu") or hardware["cpu"]))
+        kept = profiles.store(profile)
+    return Examination(
+        hardware=hardware,
+        versions={"python": provenance.versions()["python"], **{name: _version(name) for name in PACKAGES}},
+        kernels=kernels(),
+        folder=folder.resolve(),
+        free_disk_bytes=_free(folder),
+        hub=hub_access(),
+        profile=profile,
+        profile_file=kept,
+        notes=tuple(notes),
+    )
+
+
+def kernels() -> dict[str, str]:
+    """What speeds a model up or reads a quantised one, each "yes" with its version or "no" with the reason."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    compiler = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+    quantised = "yes" if importlib.util.find_spec("gptqmodel") else "no: pip install 'drafter-factory[gptq]'"
+    if quantised == "yes" and not cuda:
+        quantised = "yes, without CUDA: it quantises, and its models load, but are slower than unquantised ones"
+    onednn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return {
+        "CUDA": f"yes, {torch.version.cuda}" if cuda else "no: torch finds no CUDA device",
+        "triton": "yes" if importlib.util.find_spec("triton") else "no: not installed (it comes with torch for CUDA)",
+        "gptqmodel": quantised,
+        "oneDNN": "yes" if onednn else "no: this torch was built without it",
+        "C++ compiler": f"yes, {compiler}" if compiler else "no: torch.compile needs one; install g++",
+    }
+
+
+def hub_access(timeout_s: float = HUB_TIMEOUT_S) -> str:
+    """`reachable`, or that it is not and why, within the timeout. Nothing is downloaded."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return "offline: HF_HUB_OFFLINE is set; models and datasets must lie on this machine"
+    try:
+        response = get_session().head(constants.ENDPOINT, timeout=timeout_s)
+    except Exception as error:  # the client raises many kinds; each is "not reachable" here
+        return f"offline: not reachable ({type(error).__name__}); models and datasets must lie on this machine"
+    if response.status_code >= 400:
+        return f"offline: it answers {response.status_code}; models and datasets must lie on this machine"
+    return "reachable"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _free(folder: Path) -> int:
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    try:
+        return shutil.disk_usage(place).free
+    except OSError as error:
+        raise FactoryError(f"{place}: {error.strerror}; name another folder") from error

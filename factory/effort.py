@@ -1,0 +1,148 @@
+"""What each step of a build takes: peak memory, seconds and disk, from sizes alone. All of it is rough.
+
+The formulas stand at each function. They are for deciding whether a build fits and whether it is a
+matter of minutes or of days, not for a timetable.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from factory.edit import Shape
+from factory.forecast import BITS, step_seconds
+from factory.profile import DeviceProfile
+from factory.prompts import read_prompts
+from factory.recipe import Data
+from factory.stages.base import QuantizingStage, Stage, TrainingStage
+
+PROMPT_TOKENS = 256  # taken for prompts that are not on this machine
+CHARACTERS_PER_TOKEN = 4
+SCORED_TOKENS = 64 * 512  # what activation-based scores look at
+CALIBRATION_TOKENS = 128 * 512
+COLUMN_S = 1e-4  # taken for one column of GPTQ, which goes column by column with small kernels
+TRAINING_EFFICIENCY = 0.5  # taken for the share of a training step that is matrix products at their peak
+DISK_BYTES_PER_S = 0.5e9  # taken for reading, hashing and writing weights
+REMEMBERED_BYTES = 2 << 30  # of the target's hidden states, that factory.teacher keeps rather than computes anew
+MASTER_BYTES = 16  # a weight in training: float32 value, gradient, and AdamW's two moments
+CHECKPOINT_BYTES = 2 * 12  # a weight in a checkpoint and in the one that replaces it
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text that a recipe learns from, in sizes."""
+
+    rows: int
+    prompt_tokens: int
+    new_tokens: int  # that the target writes to each; 0 where the prompts are the text
+    batch: int
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of one row."""
+        return self.prompt_tokens + self.new_tokens
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What one step takes. `disk_bytes` stay; a training stage's checkpoints are counted at their largest."""
+
+    memory_bytes: float  # at the peak
+    seconds: float
+    disk_bytes: float
+
+
+def text_of(data: Data | None) -> Text | None:
+    """Sizes of a recipe's text. Every row is taken to be written to its full length.
+
+    Prompts in a file are measured, at 4 characters a token; those on the Hub are taken for 256 tokens.
+    """
+    if data is None:
+        return None
+    rows, prompt = data.samples, PROMPT_TOKENS
+    if data.prompts == "bos":
+        prompt = 1
+    elif isinstance(data.prompts, str):
+        texts = read_prompts(Path(data.prompts))
+        prompt = max(1, sum(map(len, texts)) // (CHARACTERS_PER_TOKEN * len(texts)))
+        rows = rows if data.written_by == "target" else len(texts)
+    elif data.written_by == "none":
+        rows = data.prompts.samples or rows  # what a dataset of unknown length holds is not known
+    return Text(rows, prompt, data.max_new_tokens if data.written_by == "target" else 0, data.batch)
+
+
+def writing(text: Text, target: Shape, profile: DeviceProfile, dtype: str) -> Effort:
+    """The target writes the text, batch by batch.
+
+    A step streams the weights and the cache of every row, 2 L D_kv bytes-per-value a token, at half of
+    its final length on average; the prompts cost 2 N operations a token. Memory: weights, the full
+    cache, and the logits of a batch in float32 three times over.
+    """
+    cache = 2 * target.layers * target.kv_width * BITS[dtype] / 8  # bytes a token
+    batches = math.ceil(text.rows / text.batch)
+    reading_s = text.batch * (text.prompt_tokens + text.new_tokens / 2) * cache / profile.bandwidth_bytes_per_s
+    step_s = step_seconds(target, text.batch, profile, dtype) + reading_s
+    prompts_s = target.step_operations * text.rows * text.prompt_tokens / profile.peak(dtype)
+    logits = 3 * 4 * text.batch * target.head_rows
+    memory = target.weight_bytes + text.batch * text.row_tokens * cache + logits
+    return Effort(memory, batches * text.new_tokens * step_s + prompts_s, 8 * text.rows * text.row_tokens)
+
+
+def effort_of(
+    stage: Stage, before: Shape, after: Shape, target: Shape, text: Text | None, profile: DeviceProfile, dtype: str
+) -> Effort:
+    """What a stage takes. Where it needs text, the target that wrote it is taken to be in memory still."""
+    held = target.weight_bytes if stage.needs_text else 0.0
+    files_s = (before.weight_bytes + after.weight_bytes) / DISK_BYTES_PER_S
+    if isinstance(stage, QuantizingStage):
+        return _quantizing(before, after, held, files_s, profile)
+    if isinstance(stage, TrainingStage) and text is not None:
+        return _training(stage, before, target, text, files_s, profile, dtype)
+    scoring_s = before.step_operations * SCORED_TOKENS / profile.peak(dtype) if stage.needs_text else 0.0
+    return Effort(held + before.weight_bytes + after.weight_bytes, files_s + scoring_s, after.weight_bytes)
+
+
+def _training(
+    stage: TrainingStage, drafter: Shape, target: Shape, text: Text, files_s: float, profile: DeviceProfile, dtype: str
+) -> Effort:
+    """Forward and backward of the drafter, 6 N T operations, and forward of the target, 2 N T, at half of the peak.
+
+    To that AdamW's traffic, 28 bytes a weight and optimizer step, and the host's time: the drafter's
+    layers three times, the target's once. Activations: 34 T D L bytes in half precision, twice that in
+    float32 (Korthikanti et al., arXiv 2205.05198, attention scores not kept).
+    """
+    epochs = float(getattr(stage, "epochs", 1.0))
+    batch, accumulate = int(getattr(stage, "batch", 8)), int(getattr(stage, "accumulate", 1))
+    chunk = int(getattr(stage, "chunk", 1024))
+    half = BITS[dtype] == 16
+    tokens = epochs * text.rows * text.row_tokens
+    remembered = text.rows * (text.new_tokens or text.row_tokens) * target.hidden * BITS[dtype] / 8
+    keeps = epochs > 1 and remembered <= REMEMBERED_BYTES
+    read = text.rows * text.row_tokens if keeps else tokens
+    operations = 3 * drafter.step_operations * tokens + target.step_operations * read
+    steps = max(1, round(epochs * text.rows / (batch * accumulate)))
+    updates_s = steps * 28 * drafter.parameters / profile.bandwidth_bytes_per_s
+    host_s = steps * accumulate * (3 * drafter.layers + target.layers) * profile.layer_overhead_s
+    seconds = operations / profile.peak(dtype) / TRAINING_EFFICIENCY + updates_s + host_s + files_s
+    activations = (34 if half else 68) * batch * text.row_tokens * drafter.hidden * drafter.layers
+    logits = 4 * 4 * min(chunk, batch * text.row_tokens) * target.head_rows
+    memory = target.weight_bytes + MASTER_BYTES * drafter.parameters + activations + logits
+    memory += remembered if keeps else 0
+    return Effort(memory, seconds, drafter.weight_bytes + CHECKPOINT_BYTES * drafter.parameters)
+
+
+def _quantizing(before: Shape, after: Shape, held: float, files_s: float, profile: DeviceProfile) -> Effort:
+    """GPTQ (arXiv 2210.17323): for a matrix of I inputs and O outputs, 2 C I^2 operations for the Hessian over C tokens
+    of calibration, I^3 to invert it, 2 O I^2 to compensate, and I columns one by one; two forward passes besides.
+
+    Rougher than the rest: the time of a column is taken, not measured.
+    """
+    float32 = profile.peak("float32")
+    layer = sum(2 * CALIBRATION_TOKENS * i**2 + i**3 + 2 * o * i**2 for i, o in before.layer_matrices)
+    columns = sum(inputs for inputs, _ in before.layer_matrices)
+    forward = 2 * before.step_operations * CALIBRATION_TOKENS
+    seconds = (before.layers * layer + forward) / float32 + before.layers * columns * COLUMN_S + files_s
+    widest = max(inputs for inputs, _ in before.layer_matrices)
+    memory = held + before.weight_bytes + 2 * 4 * widest**2 + 2 * 4 * CALIBRATION_TOKENS * before.hidden
+    return Effort(memory, seconds, after.weight_bytes)

@@ -1,0 +1,120 @@
+"""Safetensors folders tensor by tensor: nothing is held but the tensor at hand.
+
+A 7B target is 13.5 GB; a drafter of two of its layers is a tenth of that, and making it should take
+no more memory than it has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from factory.anatomy import Anatomy
+from factory.errors import ModelError
+from factory.files import write_atomically
+
+SHARD_BYTES = 512 << 20  # a written file is at most this large, or one tensor
+INDEX = "model.safetensors.index.json"
+# Constants that old checkpoints carry and no model reads.
+_IGNORED = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq")
+
+
+class Shards:
+    """The named tensors of a model folder, read one by one.
+
+    Names are transformers' own, also where a checkpoint leaves the base model's name out, as many on the
+    Hub do. A file is opened anew for each tensor: an open one keeps every page that was read mapped, and
+    the process would grow to the size of the target after all.
+    """
+
+    def __init__(self, folder: Path, anatomy: Anatomy, *, tied: bool) -> None:
+        self._files: dict[str, tuple[Path, str]] = {}
+        for path in weight_files(folder):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    stored = [str(name) for name in file.keys()]  # noqa: SIM118 - no mapping, only has keys()
+            except (OSError, SafetensorError) as error:
+                raise ModelError(f"{path}: cannot be read ({error}); download or save the model again") from error
+            for name in stored:
+                if not name.endswith(_IGNORED):
+                    self._files[name] = (path, name)
+        if not any(name.startswith(f"{anatomy.layers}.") for name in self._files):
+            inner = anatomy.layers.removeprefix(f"{anatomy.prefix}.")
+            if any(name.startswith(f"{inner}.") for name in self._files):
+                heads = ("lm_head.", "embed_out.")
+                self._files = {
+                    name if name.startswith(heads) else f"{anatomy.prefix}.{name}": place
+                    for name, place in self._files.items()
+                }
+        if tied:
+            self._files.pop("lm_head.weight", None)  # the embedding, stored a second time
+
+    @property
+    def names(self) -> list[str]:
+        """Every tensor, file by file."""
+        return list(self._files)
+
+    def read(self, name: str) -> torch.Tensor:
+        """A copy of one tensor. Raises ModelError where it cannot be read or holds a NaN or an infinity."""
+        path, stored = self._files[name]
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor: torch.Tensor = file.get_tensor(stored).clone()
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path}: {stored} cannot be read ({error}); download or save the model again") from error
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{path}: {stored} holds NaN or infinite weights: the checkpoint is damaged; get it again")
+        return tensor
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers would read: those of the index, or model.safetensors, or else every one there is.
+
+    A folder may hold the same weights a second time in another layout (Mistral's consolidated.safetensors).
+    """
+    if (folder / INDEX).is_file():
+        places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        return sorted({folder / name for name in places.values()})
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def write_shards(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> dict[str, list[int]]:
+    """Write tensors as transformers does, one file or several with an index; returns their shapes by name."""
+    shapes: dict[str, list[int]] = {}
+    parts: list[tuple[Path, list[str]]] = []
+    held: dict[str, torch.Tensor] = {}
+    size = total = 0
+
+    def flush() -> None:
+        path = folder / f"part-{len(parts):05d}.safetensors"
+        save_file(held, path, metadata={"format": "pt"})
+        parts.append((path, list(held)))
+        held.clear()
+
+    for name, tensor in tensors:
+        bytes_here = tensor.numel() * dtype.itemsize
+        if held and size + bytes_here > SHARD_BYTES:
+            flush()
+            size = 0
+        held[name] = tensor.to(dtype).contiguous()
+        shapes[name] = list(tensor.shape)
+        size += bytes_here
+        total += bytes_here
+    flush()
+    if len(parts) == 1:
+        parts[0][0].rename(folder / "model.safetensors")
+        return shapes
+    places: dict[str, str] = {}
+    for number, (path, names) in enumerate(parts, 1):
+        file_name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        path.rename(folder / file_name)
+        places |= dict.fromkeys(names, file_name)
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    write_atomically(folder / INDEX, json.dumps(index, indent=2))
+    return shapes

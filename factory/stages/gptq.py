@@ -1,0 +1,285 @@
+"""Write the drafter's layers in 2, 3, 4 or 8 bits a weight."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from factory.edit import Shape
+from factory.errors import FactoryError, UnsupportedModel
+from factory.stages.base import Given, QuantizingStage
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from factory.data import TextBlocks
+
+MEASURED_ROWS = 32  # held-out rows that agreement and divergence are measured on
+WORD = 32  # codes are packed into 32-bit words, and kernels take 32 columns at a time
+GROUPS = (128, 64, 32)
+BESIDE = (".json", ".txt", ".model", ".jinja")  # what a model folder holds beside its weights
+GONE = ("auto-gptq", "auto_gptq", "autogptq", "optimum")
+
+
+class Gptq(QuantizingStage):
+    """GPTQ (Frantar et al., arXiv 2210.17323), by gptqmodel: round column by column, let the rest make up for it.
+
+    What it minimises is the error of each layer's output on calibration text, so that text must be
+    what the drafter will read: the target's own. Embedding, head, norms and biases stay as they are.
+    """
+
+    kind: Literal["gptq"]
+    bits: Literal[2, 3, 4, 8] = Field(default=4, description="of one weight; scales and zeros come on top")
+    group_size: Literal[32, 64, 128, -1] = Field(
+        default=128, description="inputs that share a scale; -1: all inputs of an output"
+    )
+    sym: bool = Field(default=True, description="zero in the middle of the range; fewer kernels know false")
+    act_order: bool = Field(default=False, description="round the columns with the largest inputs first")
+    samples: int = Field(default=128, ge=1, description="rows of text to calibrate on")
+    damp: float = Field(default=0.05, gt=0, lt=1, description="added to the Hessian's diagonal, as a share of its mean")
+    backend: str = Field(default="gptqmodel", description="the one library there is")
+
+    @field_validator("backend")
+    @classmethod
+    def _only_gptqmodel(cls, backend: str) -> str:
+        if backend.lower() in GONE:
+            raise ValueError(
+                f"{backend} is not used: auto-gptq is archived and no longer imports beside current transformers; "
+                "gptqmodel is its continuation: remove the key `backend`"
+            )
+        if backend != "gptqmodel":
+            raise ValueError(f"{backend!r} is no backend; there is only gptqmodel: remove the key `backend`")
+        return backend
+
+    def forecast(self, shape: Shape) -> Shape:
+        """The shape with `bits` as the v1 format stores them: codes, scales and zeros, and each input's group.
+
+        Raises UnsupportedModel where a width does not divide: gptqmodel itself would write a folder
+        that its kernels refuse, read past the end of, or crash on.
+        """
+        step = max(self.group_size, WORD)
+        inputs = {"hidden size": shape.hidden, "query heads times head size": shape.query_width, "FFN": shape.ffn}
+        unfit = {name: width for name, width in inputs.items() if width % step}
+        if unfit:
+            fitting = [group for group in GROUPS if not any(width % group for width in inputs.values())]
+            named = " and ".join(f"{name} {width}" for name, width in unfit.items())
+            nearest = ", ".join(
+                f"{w // step * step or step} or {-(-w // step) * step} for {w}" for w in sorted({*unfit.values()})
+            )
+            smaller = f"; or write `group_size: {fitting[0]}`" if fitting else ""
+            raise UnsupportedModel(
+                f"gptq: {named} cannot be cut into groups of {step}: the nearest widths are {nearest}{smaller}"
+            )
+        if shape.kv_width % WORD:
+            near = shape.kv_width // WORD * WORD
+            raise UnsupportedModel(
+                f"gptq: key and value heads times head size, {shape.kv_width}, must be a multiple of {WORD}: "
+                f"the nearest widths are {near or WORD} and {near + WORD}"
+            )
+        stored = 0
+        for width, outputs in shape.layer_matrices:
+            groups = 1 if self.group_size == -1 else width // self.group_size
+            stored += self.bits * width * outputs  # qweight
+            stored += (16 + self.bits) * groups * outputs  # scales, qzeros
+            stored += 32 * width  # g_idx
+        return replace(shape, bits=stored / shape.layer_parameters)
+
+    def quantize(self, source: Path, destination: Path, given: Given) -> dict[str, Any]:
+        """Calibrate, write, read back, compare.
+
+        Returns for the manifest: the format, the kernel that runs it on this device, and what the
+        rounding cost on held-out text. Raises FactoryError, where the folder does not hold what was
+        in memory too; UnsupportedModel; ModelError where gptqmodel is not installed.
+        """
+        from factory.anatomy import anatomy_of, shape_from_config
+        from factory.located import read_config
+        from factory.models import resolve_device
+        from factory.quantized import loader_of, only_saves_size
+
+        if given.text is None or len(given.text) == 0:
+            raise FactoryError("gptq: there is no text to calibrate on; give the recipe a `data` section")
+        config = read_config(source)
+        effective_bits = self.forecast(shape_from_config(config)).bits
+        rows = given.text.rows(range(min(self.samples, len(given.text))))
+        held_out = given.held_out if given.held_out is not None and len(given.held_out) else None
+        device = resolve_device("auto")
+        given.progress(0, 2, f"rounding to {self.bits} bits")
+        quantizer = self.write(source, destination, rows, device)
+        given.progress(1, 2, "comparing what was written")
+        measured = compare(source, destination, quantizer, held_out or rows, device)
+        given.progress(2, 2, "compared")
+        return {
+            "weight_format": "gptq",
+            "bits": self.bits,
+            "effective_bits": effective_bits,
+            "group_size": self.group_size,
+            "sym": self.sym,
+            "act_order": self.act_order,
+            "rows": len(rows),
+            "tokens": int(rows.length.sum()),
+            "loader": loader_of(config),
+            "why_loader": anatomy_of(config).why_gptqmodel,
+            "device": device,
+            "only_saves_size": only_saves_size(device, measured["kernel"]),
+            "measured_on_held_out": held_out is not None,
+            **measured,
+        }
+
+    def write(self, source: Path, destination: Path, rows: TextBlocks, device: str) -> Any:
+        """Write the quantised folder; returns gptqmodel's object with the `model` in memory that it was written from.
+
+        The tokenizer and every config key but the quantisation's come from `source` unchanged:
+        gptqmodel would invent a padding token. Raises FactoryError.
+        """
+        from factory.quantized import gptqmodel, quiet
+
+        library = gptqmodel()
+        source, length = source.resolve(), rows.length.tolist()
+        calibration = [
+            {"input_ids": ids[:count], "attention_mask": [1] * count}
+            for ids, count in zip(rows.ids.tolist(), length, strict=True)
+        ]
+        config = json.loads((source / "config.json").read_text())
+        settings = library.QuantizeConfig(
+            bits=self.bits,
+            group_size=self.group_size,
+            sym=self.sym,
+            desc_act=self.act_order,
+            act_group_aware=not self.act_order and self.group_size != -1,
+            damp_percent=self.damp,
+            device=device,
+            fallback=None,  # else a layer that GPTQ fails on is rounded to nearest without a word
+            offload_to_disk=False,  # rotary tables would be lost, and GPT-NeoX cannot be read so
+            pack_impl="original",  # the other one compiles C++ first
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                with quiet():
+                    quantizer = library.GPTQModel.load(
+                        str(source), settings, dtype=_dtype(config), trust_remote_code=False
+                    )
+                    quantizer.quantize(calibration, batch_size=1, calibration_data_min_length=1)
+                    quantizer.save(scratch)
+            except Exception as error:  # whatever it raises, this is what it means
+                first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise FactoryError(
+                    f"gptq: gptqmodel could not quantise {source}: {first_line}; "
+                    f"try more text (`samples: {2 * self.samples}`) or a larger `damp` ({self.damp})"
+                ) from error
+            destination.mkdir(parents=True, exist_ok=True)
+            for file in source.iterdir():  # tokenizer, generation settings
+                if file.suffix in BESIDE and not file.name.startswith(("config.json", "model.safetensors")):
+                    shutil.copy(file, destination)
+            for file in Path(scratch).glob("model*.safetensors*"):
+                shutil.move(file, destination)
+            described = json.loads((Path(scratch) / "config.json").read_text())["quantization_config"]
+        (destination / "config.json").write_text(json.dumps({**config, "quantization_config": described}, indent=2))
+        return quantizer
+
+
+def compare(source: Path, destination: Path, quantizer: Any, text: TextBlocks, device: str) -> dict[str, Any]:
+    """The folder read back, against the model it was written from and the unquantised one, on answer tokens.
+
+    Every stored tensor must be what memory holds, bit for bit. Logits cannot be: the kernels compute
+    in half precision. What that alone does to this very model is measured by running the
+    *unquantised* one in bfloat16; four times that much is allowed, and never more than half of the
+    logits' norm (unrelated logits differ by 1.4 of it). Raises FactoryError beyond either.
+
+    Leaves the model in memory converted for running: compare once.
+    """
+    import torch
+
+    from factory.models import load_model
+    from factory.quantized import gptqmodel, kernel_of, quiet
+    from factory.tensors.divergence import forward_kl, overlap
+
+    differing = _differing(destination, quantizer.model)
+    if differing:
+        raise FactoryError(f"gptq: {destination} does not hold what was in memory: {', '.join(differing)}; report this")
+    gptqmodel()
+    from gptqmodel.utils.model import convert_gptq_v1_to_v2_format
+
+    with quiet():  # memory holds what is stored (v1, zeros less one); kernels compute with v2
+        convert_gptq_v1_to_v2_format(quantizer.model, quantizer.quantize_config, quantizer.qlinear_kernel)
+    reloaded = load_model(destination, dtype=_dtype(json.loads((source / "config.json").read_text())), device=device)
+    models = {
+        "plain": load_model(source, dtype=torch.float32, device=device),
+        "half": load_model(source, dtype=torch.bfloat16, device=device),
+        "memory": quantizer.model,
+        "reloaded": reloaded,
+    }
+    squares = dict.fromkeys(("plain", "half", "memory", "reloaded", "quantized"), 0.0)
+    divergence, shared, count = 0.0, 0.0, 0
+    for index in range(min(MEASURED_ROWS, len(text))):
+        logits = {name: _answer_logits(model, text.rows([index])) for name, model in models.items()}
+        plain, memory = logits["plain"], logits["memory"]
+        squares["plain"] += plain.square().sum().item()
+        squares["half"] += (logits["half"] - plain).square().sum().item()
+        squares["memory"] += memory.square().sum().item()
+        squares["reloaded"] += (logits["reloaded"] - memory).square().sum().item()
+        squares["quantized"] += (logits["reloaded"] - plain).square().sum().item()
+        divergence += forward_kl(plain, logits["reloaded"]).sum().item()
+        shared += overlap(plain, logits["reloaded"]).sum().item()
+        count += len(plain)
+    if count == 0:
+        raise FactoryError("gptq: no row of the text has an answer token to compare on; give the recipe longer `data`")
+    error = math.sqrt(squares["reloaded"] / squares["memory"])
+    allowed = min(0.5, 4 * math.sqrt(squares["half"] / squares["plain"]) + 1e-3)
+    if not error <= allowed:  # not so for NaN either
+        raise FactoryError(
+            f"gptq: {destination}, read back, is another model than the one in memory: its logits differ by "
+            f"{error:.3f} of their norm, where {allowed:.3f} is rounding. Nothing of it is kept; report this"
+        )
+    return {
+        "kernel": kernel_of(reloaded),
+        "dtype": str(reloaded.dtype).removeprefix("torch."),
+        "reload": {"relative_error": error, "allowed": allowed},
+        "divergence": {
+            "relative_error": math.sqrt(squares["quantized"] / squares["plain"]),
+            "forward_kl": divergence / count,
+            "overlap": shared / count,
+            "tokens": count,
+        },
+    }
+
+
+def _answer_logits(model: PreTrainedModel, row: TextBlocks) -> torch.Tensor:  # [N, V] float32, on the CPU
+    import torch
+
+    from factory.models import hidden_states
+
+    with torch.inference_mode():
+        states = hidden_states(model, row.ids.to(model.device), row.answer_mask.to(model.device))
+        logits: torch.Tensor = model.get_output_embeddings()(states)
+    return logits.float().cpu()
+
+
+def _differing(folder: Path, model: PreTrainedModel) -> list[str]:
+    """Names of stored tensors that are not the model's, bit for bit, and of quantised ones that are not stored."""
+    import torch
+    from safetensors.torch import load_file
+
+    held, stored = model.state_dict(), {}
+    for file in sorted(folder.glob("*.safetensors")):
+        stored.update(load_file(file))
+    missing = [name for name in held if name.endswith((".qweight", ".qzeros", ".scales")) and name not in stored]
+    same = {name for name, tensor in stored.items() if name in held and torch.equal(tensor, held[name].cpu())}
+    return sorted({*stored} - same) + missing
+
+
+def _dtype(config: dict[str, Any]) -> torch.dtype:
+    """What all that is not quantised is stored in: as in the source."""
+    import torch
+
+    from factory.models import DTYPES
+
+    dtype = DTYPES.get(str(config.get("dtype", config.get("torch_dtype"))), torch.float32)
+    return torch.float32 if dtype is torch.float64 else dtype
