@@ -17,6 +17,7 @@ from factory.decoding.reader import EagerReader
 from factory.edit import Shape
 from factory.errors import ArtifactError
 from factory.forecast import cost_ratio
+from factory.quantized import is_quantized, kernel_of, only_saves_size
 
 RAW = "--raw"
 
@@ -52,6 +53,7 @@ class Running:
 
     drafter: Drafter
     model: PreTrainedModel | None
+    note: str | None = None  # what a reader should know of its weight format on this device
 
     @property
     def weight_bytes(self) -> int:
@@ -94,4 +96,14 @@ def start(entry: Entry, vocabulary: int, dtype: torch.dtype, device: str) -> Run
     if entry.artifact is None:
         return Running(PromptLookup(vocabulary=vocabulary, device=device), None)
     model = entry.artifact.load_model(dtype, device)
-    return Running(ModelDrafter(EagerReader(model), entry.artifact.name), model)
+    return Running(ModelDrafter(EagerReader(model), entry.artifact.name), model, _note(entry.artifact, model, device))
+
+
+def _note(artifact: Artifact, model: PreTrainedModel, device: str) -> str | None:
+    """Which kernel runs a quantised drafter here, and whether it can bring any speed."""
+    if not is_quantized(artifact.model_folder):
+        return None
+    kernel = kernel_of(model)
+    runs = f"{artifact.name} is {artifact.manifest['weight_format']['bits']}-bit GPTQ, run by {kernel}."
+    slow = only_saves_size(device, kernel)
+    return f"{runs} {slow}" if slow else runs

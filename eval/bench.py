@@ -258,6 +258,7 @@ def _run(
         exact=exact,
         first=first,
         second=second,
+        notes=[run.note for run in bench.running.values() if run.note],
     )
 
 

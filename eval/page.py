@@ -162,6 +162,7 @@ def _setting(results: dict[str, Any]) -> str:
     model = f"{target['parameters']:,} parameters, {target['dtype']}, reader {target['reader']}, batch 1, on {where}."
     if results.get("profile"):
         model += f" Forecasts are for {results['profile']['words']}."
+    model += "".join(f" {note}" for note in results.get("notes", []))
     skipped = results["skipped_prompts"]
     return f"{model} {skipped} prompts did not fit the context and were skipped." if skipped else model
 

@@ -183,7 +183,8 @@ def terminal_table(results: dict[str, Any]) -> Group:
             _milliseconds(row["t_verify_s"]),
         ]
         table.add_row(*map(Text, [*cells, _cell(row["repetition"], "{:.0%}")]))
-    return Group(table, Text(), Text(results["verdict"]["reason"], style="bold"))
+    notes = [Text(note) for note in results.get("notes", [])]
+    return Group(table, *notes, Text(), Text(results["verdict"]["reason"], style="bold"))
 
 
 def same_output(row: Row) -> str:

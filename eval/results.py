@@ -34,6 +34,7 @@ class Findings:
     exact: bool
     first: Pairs
     second: Pairs
+    notes: Sequence[str] = ()  # what a reader should know of the drafters' weight formats
 
     def results(self) -> dict[str, Any]:
         """results.json. What does not apply is None, never missing."""
@@ -56,6 +57,7 @@ class Findings:
             },
             "parity": [self._parity(arm, found) for arm, found in self.parity.items()],
             "suites": [one.facts() for one in self.sets],
+            "notes": list(self.notes),
             "skipped_prompts": sum(one.skipped for one in self.sets),
             "plan": self.plan.model_dump(mode="json"),
             "versions": versions(),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Artifact:
@@ -144,8 +144,13 @@ class Artifact:
             f"| parameters | {made['parameters']:,} (target {made['target']['parameters']:,}) |",
             f"| layers | {made['shape']['layers']} (target {made['target_shape']['layers']}) |",
             f"| bytes on disk | {made['bytes_on_disk']:,} |",
-            f"| dtype | {made['dtype']} |",
+            f"| weights | {_format_words(made['weight_format'])} |",
             f"| target weights | sha256 {made['target']['identity'][:16]} |",
+            "",
+            *_loading(made["weight_format"]),
+            "## Forecast",
+            "",
+            *_forecast_lines(made.get("forecast")),
             "",
             "## Measured",
             "",
@@ -160,6 +165,34 @@ class Artifact:
         recipe = (self.folder / "recipe.yaml").read_text(encoding="utf-8").strip()
         lines += ["", "## Recipe", "", "```yaml", recipe, "```", ""]
         write_atomically(self.folder / "README.md", "\n".join(lines))
+
+
+def _format_words(stored: dict[str, Any]) -> str:
+    if stored["format"] != "gptq":
+        return str(stored["format"])
+    slow = f". {stored['only_saves_size']}" if stored["only_saves_size"] else ""
+    return f"GPTQ, {stored['bits']} bits, groups of {stored['group_size']}; kernel {stored['kernel']}{slow}"
+
+
+def _loading(stored: dict[str, Any]) -> list[str]:
+    """How to load it where stock transformers cannot."""
+    if stored["loader"] == "transformers":
+        return []
+    load = "`gptqmodel.GPTQModel.load(folder)`"
+    return [f"This folder loads through gptqmodel only, {load}: {stored['why_loader']}.", ""]
+
+
+def _forecast_lines(forecast: dict[str, Any] | None) -> list[str]:
+    """What its sizes promised before anything was measured."""
+    if forecast is None:
+        return ["None was made for it."]
+    at = next(best for best in forecast["best"]["time"] if best["alpha"] == 0.8)
+    ceiling = next(best for best in forecast["best"]["bytes"] if best["alpha"] == 0.8)
+    return [
+        f"c {forecast['c_bytes']:.3f} in bytes and {forecast['c_time']:.3f} in time; at alpha .80 at best "
+        f"{ceiling['speedup']:.2f}x where only bytes count, {at['speedup']:.2f}x (k = {at['k']}) with eager transformers "
+        f"on {forecast['profile']['name']}."
+    ]
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> Artifact:

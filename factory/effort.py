@@ -60,7 +60,7 @@ def text_of(data: Data | None) -> Text | None:
     """
     if data is None:
         return None
-    rows, prompt = data.samples, PROMPT_TOKENS
+    rows, prompt = data.texts, PROMPT_TOKENS
     if data.prompts == "bos":
         prompt = 1
     elif isinstance(data.prompts, str):

@@ -16,7 +16,7 @@ from factory.anatomy import shape_from_config
 from factory.edit import Shape
 from factory.effort import PROMPT_TOKENS, Effort, effort_of, text_of, writing
 from factory.errors import FactoryError, UnsupportedModel
-from factory.forecast import ALPHAS, LOW_CEILING, Costs, cost_ratio, costs_in_bytes, costs_in_time, served
+from factory.forecast import ALPHAS, LOW_CEILING, Costs, cost_ratio, costs_in_bytes, costs_in_time, served, unpacked
 from factory.hub import hub_config
 from factory.profile import DeviceProfile
 from factory.recipe import HubPrompts, Loaded
@@ -226,8 +226,8 @@ def _warnings(in_bytes: Costs, in_time: Costs, drafter: Shape, profile: DevicePr
             f"eager transformers on this device would bring {here:.2f}x at alpha .80 of the {ceiling:.2f}x that the "
             "bytes allow: what a layer costs besides its bytes decides; fewer layers help, fewer bits do not"
         )
-    if drafter.bits < drafter.table_bits and profile.kind == "cpu":
-        found.append("on a CPU quantised layers save memory, not time: no kernel reads them; forecast without a gain")
+    if unpacked(drafter, profile):
+        found.append("on a CPU only 4-bit layers are read as they are stored; these save memory, not time")
     return found
 
 

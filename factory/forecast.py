@@ -89,14 +89,19 @@ def served(shape: Shape, dtype: str) -> Shape:
     return replace(shape, bits=shape.bits if shape.bits < shape.table_bits else bits, table_bits=bits)
 
 
+def unpacked(shape: Shape, profile: DeviceProfile) -> bool:
+    """Whether its layers are quantised to a width that the device's kernels do not read; a CPU's read 4 bits only."""
+    return profile.kind == "cpu" and shape.bits < shape.table_bits and not 4 <= shape.bits < 6
+
+
 def step_seconds(shape: Shape, tokens: int, profile: DeviceProfile, dtype: str) -> float:
     """Seconds of one pass over `tokens` tokens: max(bytes / bandwidth, operations / peak), and the host's part.
 
     A CPU does the host's work and the arithmetic in turn, so they add; a GPU works while its host
-    prepares what follows, so the slower of the two decides. A CPU gains no time from quantised layers:
-    it has no kernel that reads them, and unpacks them first.
+    prepares what follows, so the slower of the two decides. Quantised layers that no kernel of the
+    device reads as they are stored are unpacked first, and gain no time.
     """
-    if profile.kind == "cpu" and shape.bits < shape.table_bits:
+    if unpacked(shape, profile):
         shape = replace(shape, bits=shape.table_bits)
     reading_s = shape.step_bytes / profile.bandwidth_bytes_per_s
     computing_s = shape.step_operations * tokens / profile.peak(dtype, tokens)

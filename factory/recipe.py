@@ -63,11 +63,19 @@ class Data(_Section):
     written_by: Literal["target", "none"] = Field(
         default="target", description="target: it continues the prompts; none: the prompts are the text"
     )
-    samples: int = Field(default=1024, ge=1, description="texts that the target writes, over the prompts in turn")
+    samples: int | None = Field(
+        default=None, ge=1, description="texts that the target writes, over the prompts in turn; 1024, or one a prompt"
+    )
     max_new_tokens: int = Field(default=256, ge=1, description="longest continuation")
     temperature: float = Field(default=1.0, ge=0, description="of the target's writing")
     held_out: float = Field(default=0.05, ge=0, lt=1, description="share never trained on; overlap is measured on it")
     batch: int = Field(default=64, ge=1, description="texts written at once")
+
+    @property
+    def texts(self) -> int:
+        """How many the target writes: `samples`, else one for each prompt that is asked of a dataset, else 1024."""
+        asked = self.prompts.samples if isinstance(self.prompts, HubPrompts) else None
+        return self.samples or asked or 1024
 
     @model_validator(mode="after")
     def _bos_is_written(self) -> Data:

@@ -21,10 +21,12 @@ from factory.artifact import Artifact, write_manifest
 from factory.carving import carve_folder, copy_beside
 from factory.data import TextBlocks, encode_prompts, split_held_out, text_blocks, write_text
 from factory.errors import DataError, FactoryError
+from factory.estimate import forecast_recipe
 from factory.files import write_atomically
 from factory.job import Job
 from factory.located import read_config, weights_identity
 from factory.meter import metered
+from factory.profile import load as load_profile
 from factory.provenance import sha256_file
 from factory.stages import AnyStage, Given, QuantizingStage, StructuralStage
 
@@ -72,7 +74,7 @@ class Workshop:
         return write_text(
             self.target(),
             prompts,
-            samples=data.samples,
+            samples=data.texts,
             temperature=data.temperature,
             max_new_tokens=data.max_new_tokens,
             batch=data.batch,
@@ -178,6 +180,7 @@ class Workshop:
         write_atomically(working / "resolved.yaml", job.recipe.model_copy(update={"target": target}).to_yaml())
         if weights_identity(job.located.folder, job.cache / "identity.json") != job.identity:
             raise FactoryError(f"{job.located.folder}: the target's files changed during the build; run it again")
+        forecast = forecast_recipe(job.loaded, load_profile(), config=job.config)
         manifest = {
             "name": name,
             "digest": chain[-1],
@@ -195,6 +198,7 @@ class Workshop:
             "parameters": shape.parameters,
             "bytes_on_disk": sum(file.stat().st_size for file in (working / "model").glob("*.safetensors")),
             "forecast_bytes": round(shape.weight_bytes),
+            "forecast": forecast.record() if forecast is not None and name == job.name else None,
             "target_shape": asdict(job.shapes[0]),
             "shape": asdict(shape),
             "facts": facts,
