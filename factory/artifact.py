@@ -186,12 +186,12 @@ def _forecast_lines(forecast: dict[str, Any] | None) -> list[str]:
     """What its sizes promised before anything was measured."""
     if forecast is None:
         return ["None was made for it."]
-    at = next(best for best in forecast["best"]["time"] if best["alpha"] == 0.8)
-    ceiling = next(best for best in forecast["best"]["bytes"] if best["alpha"] == 0.8)
+    ceiling, eager = (
+        next(best for best in forecast["best"][kind] if best["alpha"] == 0.8)["speedup"] for kind in ("bytes", "time")
+    )
     return [
         f"c {forecast['c_bytes']:.3f} in bytes and {forecast['c_time']:.3f} in time; at alpha .80 at best "
-        f"{ceiling['speedup']:.2f}x where only bytes count, {at['speedup']:.2f}x (k = {at['k']}) with eager transformers "
-        f"on {forecast['profile']['name']}."
+        f"{ceiling:.2f}x where only bytes count, {eager:.2f}x with eager transformers on {forecast['profile']['name']}."
     ]
 
 

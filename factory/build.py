@@ -16,7 +16,7 @@ from typing import Any
 
 from factory.artifact import Artifact
 from factory.disk import DiskError, disk_errors
-from factory.errors import FactoryError, ModelError, UnsupportedModel
+from factory.errors import ArtifactError, FactoryError, ModelError, UnsupportedModel
 from factory.files import locked, write_atomically
 from factory.job import Job, Progress, shapes_of
 from factory.located import locate, read_config, require_complete, weights_identity
@@ -105,7 +105,10 @@ def _complete(folder: Path, digest: str) -> Artifact | None:
         if folder.exists():
             raise FactoryError(f"{folder}: exists and is no artifact; move it away, or give another --out")
         return None
-    artifact = Artifact.open(folder)
+    try:
+        artifact = Artifact.open(folder)
+    except ArtifactError:  # of an older version, or damaged: it is set aside when the new one is there
+        return None
     if artifact.manifest.get("digest") != digest:
         return None
     artifact.verify()

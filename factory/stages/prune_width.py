@@ -20,7 +20,7 @@ Kept = tuple[tuple[int, ...], ...]  # [L][indices that stay], rising
 
 
 class PruneWidth(StructuralStage):
-    """`keep_ffn`, `keep_heads`: a number, or a fraction that stays (0.5); for the FFN also a list, the same in each layer.
+    """`keep_ffn`, `keep_heads`: a number, or a fraction that stays (0.5); `keep_ffn` also a list, one for all layers.
 
     All layers keep equally many, each its own best, so that transformers loads the result. Heads stay
     GQA-legal: whole key/value groups go where that gives the number asked for, else equally many query

@@ -259,3 +259,14 @@ def test_a_bfloat16_target_is_distilled_in_mixed_precision(tiny_folder: Path, tm
     facts = drafter.manifest["facts"][1]
     assert drafter.manifest["dtype"] == "bfloat16"
     assert facts["held_out_after"]["forward_kl"] < facts["held_out_before"]["forward_kl"]
+
+
+def test_an_artifact_of_an_older_version_is_set_aside(tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "artifacts"
+    loaded = load(recipe(tmp_path, tiny_folder, epochs=1, score="even"), [], None)
+    sound = weights(build(loaded, out, silent)[0])
+    manifest = out / "tiny" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    drafter = build(loaded, out, silent)[0]
+    assert weights(drafter) == sound
+    assert len(list((out / ".cache" / "replaced").glob("tiny-*"))) == 1

@@ -129,7 +129,8 @@ def test_the_target_is_not_loaded_where_nothing_runs_it(tiny_target: Callable[..
     path = tmp_path / "cut.yaml"
     path.write_text(
         f"name: cut\ntarget: {{model: {target}}}\n"
-        "stages: [{kind: drop_layers, keep: [0, 3]}, {kind: prune_width, keep_ffn: 16, score: random, multiple_of: 8}]\n"
+        "stages:\n  - {kind: drop_layers, keep: [0, 3]}\n"
+        "  - {kind: prune_width, keep_ffn: 16, score: random, multiple_of: 8}\n"
     )
     said: list[str] = []
     (made,) = build(load(path), tmp_path / "out", lambda _d, _t, what: said.append(what))
