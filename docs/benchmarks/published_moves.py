@@ -1,10 +1,10 @@
-"""The five moves of "Speculative Decoding Model Generation" (CMU 15-780; Raje, Gangireddy, Akinwande), measured rightly.
+"""The five moves of "Speculative Decoding Model Generation" (CMU 15-780), measured rightly.
 
     factory build docs/benchmarks/moves/gptq.yaml --out artifacts/moves
-    python docs/benchmarks/published_moves.py run        # writes docs/benchmarks/published-moves-cpu.json, prints the tables
+    python docs/benchmarks/published_moves.py run        # writes published-moves-cpu.json beside itself, prints the tables
     python docs/benchmarks/published_moves.py docs/benchmarks/published-moves-cpu.json        # prints them again
 
-No drafter here is trained: as theirs. Metric as theirs, mean accepted tokens a round, greedy, k = 5 and 10, over
+The project is by Raje, Gangireddy and Akinwande. No drafter here is trained: as theirs. Metric as theirs, mean accepted tokens a round, greedy, k = 5 and 10, over
 the rounds that begin within the first 20, 50 and 100 new tokens and have room for k guesses. Prompts go through the
 decoder as one batch for that, which changes no acceptance; the wall-clock ratio is taken one prompt at a time,
 interleaved with plain decoding. Every drafter is a copy that shares no memory with the target, and the target's
@@ -13,9 +13,10 @@ fingerprint is compared before and after each.
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def gptq() -> PreTrainedModel:
 
 
 def moves() -> list[Move]:
-    """In their order. The published figures are GPT-2's unless said otherwise."""
+    """In their order. Published figures are presumably GPT-2's, which is not said, but for those of Llama 2."""
     return [
         Move(
             "unstructured zeros, density .25",
@@ -179,27 +180,31 @@ def moves() -> list[Move]:
             "half precision (bfloat16)",
             lambda: models.load_model(TARGET, dtype=torch.bfloat16),
             {5: "5 / 5 / ~4.5", 10: "8.6 / 7 / 9.4"},
-            "The function converts a copy and returns the original: as released, drafter and target are one model.",
+            "The function converts a copy and returns the original: as released, drafter and target are one model, and "
+            "figures below k must come from another version.",
         ),
         Move(
             "GPTQ, 4 bits",
             gptq,
             {5: "5 / 5 / 5 (Llama 2)", 10: "10 / 10 / 10 (Llama 2)"},
-            "The library quantises in place and was given the target itself: both became one object, and all is accepted.",
+            "The library quantises in place and was given the target itself: both became one object, so all is accepted.",
         ),
         Move(
             "NF4, emulated",
             lambda: nf4(copied()),
-            {5: "2.769 / 5 / 3.348", 10: "6.143 / 4.33 / 3.8"},
-            f"{BY_ONE[0].upper()}{BY_ONE[1:]}; {ONE_PROMPT}: at k = 10 the middle length accepts least.",
+            {
+                5: "2.769 / 5 / 3.348; Llama 2: 2.76 / 2.23 / 2.39",
+                10: "6.143 / 4.33 / 3.8; Llama 2: 3.8 / 3.16 / 2.7",
+            },
+            f"{BY_ONE[0].upper()}{BY_ONE[1:]}; {ONE_PROMPT}: at k = 5 the middle length accepts more than both others.",
             emulated=True,
         ),
         Move(
             "density .5, then 8 bits, emulated",
             lambda: int8(zeroed(0.5)),
             {},
-            "Published as a share, 0.0 (8-bit drafter, 32-bit target), 0.4 (16/32), 0 (8/16) at length 240: figures that "
-            "do not order by precision say that something else was measured.",
+            "Published as a share at length 240: 0.0 (8-bit drafter, 32-bit target), 0.4 (16/32), 0 (8/16); our alpha "
+            f"stands beside. {BY_ONE[0].upper()}{BY_ONE[1:]}.",
             emulated=True,
         ),
         Move(
@@ -305,12 +310,8 @@ class Bench:
             quads = [(*seconds[base][place], *seconds[name, k][place]) for place in range(len(self.timed_prompts))]
             ratio = speedup([(a, b, c, d) for a, b, c, d in quads])
             same = audit(self.reader, outputs[base], outputs[name, k], bounds[k])
-            found[name][str(k)] = {
-                "value": ratio.value,
-                "low": ratio.low,
-                "high": ratio.high,
-                "same_output": same.passed,
-            }
+            interval = {"value": ratio.value, "low": ratio.low, "high": ratio.high}
+            found[name][str(k)] = {**interval, "same_output": same.passed}
         return found
 
     def _once(self, drafters: dict[str, ModelDrafter], arm: tuple[str, int], prompt: list[int]) -> Generation:
@@ -331,7 +332,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         model = move.make()
         require_own_memory(bench.target, model)
         drafters[move.name] = ModelDrafter(EagerReader(model), move.name)
-        stored = model.state_dict().values()
         measured = {str(k): accepted_by_length(bench.batched(drafters[move.name], k), k, arguments.tokens) for k in KS}
         if models.fingerprint(bench.target) != bench.fingerprint:
             raise SystemExit(f"{move.name} changed the target: no figure is true; nothing is written")
@@ -343,13 +343,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 "emulated": move.emulated,
                 "bit_identical": models.fingerprint(model) == bench.fingerprint,
                 "same_weights": _same_weights(model, bench.target),
-                "weight_bytes": sum(tensor.numel() * tensor.element_size() for tensor in stored),
+                "weight_bytes": int(model.get_memory_footprint()),
                 "zeros": _share_of_zeros(model),
                 "kernel": kernel_of(model) or "torch",
                 "accepted": measured,
             }
         )
-        print(f"{time.monotonic() - began_s:6.0f} s  {move.name}", flush=True)
+        print(f"{time.monotonic() - began_s:6.0f} s  {move.name}", file=sys.stderr, flush=True)
     ratios = bench.timed(drafters)
     for row in rows:
         row["wall_clock"] = ratios[row["move"]]
@@ -369,7 +369,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _same_weights(drafter: PreTrainedModel, target: PreTrainedModel) -> bool:
-    """Whether the drafter's weights, brought to the target's dtype, are the target's: only its arithmetic is coarser."""
+    """Whether the drafter's weights in the target's dtype are the target's: then only its arithmetic is coarser."""
     ours, theirs = drafter.state_dict(), target.state_dict()
     return ours.keys() == theirs.keys() and all(
         torch.equal(ours[name].to(theirs[name].dtype), theirs[name]) for name in ours
@@ -423,15 +423,15 @@ def show(kept: dict[str, Any]) -> None:
             else "are rounded"
         )
         print(
-            f"\nThe half-precision drafter's weights {same}, so it truly accepts nearly all. By itself that can bring no "
-            "speedup: a draft step costs a whole step of a target that is served in half precision too, as on a GPU, so "
-            "k + 1 tokens cost k + 1 steps, 1x at best; against a target kept in float32, where only bytes count, half of "
-            "one, so k + 1 tokens cost k / 2 + 1 steps, under 2x at any k, which the bfloat16 model alone would reach."
+            f"\nThe half-precision drafter's weights {same}, so it truly accepts nearly all. By itself that can bring "
+            "no speedup: a draft step costs a whole step of a target that is served in half precision too, as on a GPU, "
+            "so k + 1 tokens cost k + 1 steps, 1x at best; of a target kept in float32, where only bytes count, half a "
+            "step, so k + 1 tokens cost k / 2 + 1 steps, under 2x at any k, which the bfloat16 model alone would reach."
         )
     settings, hardware = kept["settings"], kept["hardware"]
     print(
-        f"\n{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads; {kept['dtype']}, reader eager; "
-        f"torch {kept['versions']['torch']}, transformers {kept['versions']['transformers']}; suite code, "
+        f"\n{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads; {kept['dtype']}, reader "
+        f"eager; torch {kept['versions']['torch']}, transformers {kept['versions']['transformers']}; suite code, "
         f"{settings['prompts']} prompts of {settings['tokens']} new tokens for acceptance; wall clock on "
         f"{settings['timed_prompts']} prompts of {settings['timed_tokens']} new tokens, batch 1, {settings['repeats']} "
         "repeats, interleaved. Published figures as published: CMU 15-780, Raje, Gangireddy, Akinwande, Speculative "
@@ -456,7 +456,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--timed-prompts", type=int, default=6)
     parser.add_argument("--timed-tokens", type=int, default=24)
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--to", type=Path, default=KEPT, help="where the JSON goes")
     arguments = parser.parse_args()
     if arguments.source == "run":
