@@ -1,14 +1,14 @@
 """The five moves of "Speculative Decoding Model Generation" (CMU 15-780), measured rightly.
 
     factory build docs/benchmarks/moves/gptq.yaml --out artifacts/moves
-    python docs/benchmarks/published_moves.py run        # writes published-moves-cpu.json beside itself, prints the tables
+    python docs/benchmarks/published_moves.py run        # writes published-moves-cpu.json here, prints the tables
     python docs/benchmarks/published_moves.py docs/benchmarks/published-moves-cpu.json        # prints them again
 
-The project is by Raje, Gangireddy and Akinwande. No drafter here is trained: as theirs. Metric as theirs, mean accepted tokens a round, greedy, k = 5 and 10, over
-the rounds that begin within the first 20, 50 and 100 new tokens and have room for k guesses. Prompts go through the
-decoder as one batch for that, which changes no acceptance; the wall-clock ratio is taken one prompt at a time,
-interleaved with plain decoding. Every drafter is a copy that shares no memory with the target, and the target's
-fingerprint is compared before and after each.
+The project is by Raje, Gangireddy and Akinwande. No drafter here is trained: as theirs. Metric as theirs, mean
+accepted tokens a round, greedy, k = 5 and 10, over the rounds that begin within the first 20, 50 and 100 new tokens
+and have room for k guesses. Prompts go through the decoder as one batch for that, which changes no acceptance but
+by rounding; the wall-clock ratio is taken one prompt at a time, interleaved with plain decoding. Every drafter is a
+copy that shares no memory with the target, and the target's fingerprint is compared before and after each.
 """
 
 import argparse
@@ -187,7 +187,7 @@ def moves() -> list[Move]:
             "GPTQ, 4 bits",
             gptq,
             {5: "5 / 5 / 5 (Llama 2)", 10: "10 / 10 / 10 (Llama 2)"},
-            "The library quantises in place and was given the target itself: both became one object, so all is accepted.",
+            "The library quantises in place and was given the target itself: both became one object; all is accepted.",
         ),
         Move(
             "NF4, emulated",
@@ -308,17 +308,18 @@ class Bench:
         found: dict[str, Any] = {name: {} for name in drafters}
         for name, k in arms[1:]:
             quads = [(*seconds[base][place], *seconds[name, k][place]) for place in range(len(self.timed_prompts))]
-            ratio = speedup([(a, b, c, d) for a, b, c, d in quads])
+            ratio = speedup(quads)
             same = audit(self.reader, outputs[base], outputs[name, k], bounds[k])
             interval = {"value": ratio.value, "low": ratio.low, "high": ratio.high}
             found[name][str(k)] = {**interval, "same_output": same.passed}
         return found
 
     def _once(self, drafters: dict[str, ModelDrafter], arm: tuple[str, int], prompt: list[int]) -> Generation:
-        given = ([prompt],)
-        if not arm[1]:
-            return autoregressive(self.reader, *given, GREEDY, self.timed_limits, Noise(0, [0]))[0]
-        return speculative(self.reader, drafters[arm[0]], *given, arm[1], GREEDY, self.timed_limits, Noise(0, [0]))[0]
+        name, k = arm
+        rest = (GREEDY, self.timed_limits, Noise(0, [0]))
+        if not k:
+            return autoregressive(self.reader, [prompt], *rest)[0]
+        return speculative(self.reader, drafters[name], [prompt], k, *rest)[0]
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -371,9 +372,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def _same_weights(drafter: PreTrainedModel, target: PreTrainedModel) -> bool:
     """Whether the drafter's weights in the target's dtype are the target's: then only its arithmetic is coarser."""
     ours, theirs = drafter.state_dict(), target.state_dict()
-    return ours.keys() == theirs.keys() and all(
-        torch.equal(ours[name].to(theirs[name].dtype), theirs[name]) for name in ours
-    )
+    if ours.keys() != theirs.keys():
+        return False
+    return all(torch.equal(ours[name].to(tensor.dtype), tensor) for name, tensor in theirs.items())
 
 
 def _share_of_zeros(model: PreTrainedModel) -> float | None:
@@ -424,9 +425,9 @@ def show(kept: dict[str, Any]) -> None:
         )
         print(
             f"\nThe half-precision drafter's weights {same}, so it truly accepts nearly all. By itself that can bring "
-            "no speedup: a draft step costs a whole step of a target that is served in half precision too, as on a GPU, "
-            "so k + 1 tokens cost k + 1 steps, 1x at best; of a target kept in float32, where only bytes count, half a "
-            "step, so k + 1 tokens cost k / 2 + 1 steps, under 2x at any k, which the bfloat16 model alone would reach."
+            "no speedup: a draft step costs a whole step of a target that is served in half precision too, as on a "
+            "GPU, so k + 1 tokens cost k + 1 steps, 1x at best; of a target kept in float32, where only bytes count, "
+            "half a step, so k + 1 tokens cost k / 2 + 1 steps, under 2x at any k, which the bfloat16 model alone reaches."
         )
     settings, hardware = kept["settings"], kept["hardware"]
     print(
