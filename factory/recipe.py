@@ -285,7 +285,7 @@ def digests(recipe: Recipe, target_identity: str, text_digest: str | None) -> li
         link: dict[str, Any] = {"before": chain, "stage": stage.model_dump(mode="json"), "version": type(stage).version}
         if stage.needs_text:
             link["data"] = _data_facts(recipe.data, text_digest)
-        if stage.needs_text or isinstance(stage, TrainingStage):
+        if stage.uses_seed:
             link["seed"] = recipe.seed
         chain = _sha256(link)
         found.append(chain)

@@ -52,6 +52,11 @@ class Stage(BaseModel, ABC):
         """Whether the recipe must have `data` for this stage to run."""
         return False
 
+    @property
+    def uses_seed(self) -> bool:
+        """Whether the recipe's seed decides the result: it does that of the text, and of what is drawn."""
+        return self.needs_text
+
     def forecast(self, shape: Shape) -> Shape:
         """The shape after this stage, from the shape before it. Raises UnsupportedModel."""
         return shape

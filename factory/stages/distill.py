@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,7 @@ class Distill(TrainingStage):
     """
 
     kind: Literal["distill"]
+    version: ClassVar[int] = 2  # stored in the checkpoint's own dtype
     loss: Literal["forward_kl"] = "forward_kl"
     temperature: float = Field(default=1.0, gt=0, description="softens both distributions")
     epochs: float = Field(default=1.0, gt=0, description="passes over the training text; fractions allowed")

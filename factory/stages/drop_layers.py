@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -28,6 +28,7 @@ class DropLayers(StructuralStage):
     """
 
     kind: Literal["drop_layers"]
+    version: ClassVar[int] = 2  # stored in the checkpoint's own dtype
     keep: int | float | list[int] = Field(description="layers that stay: a number, a fraction, or a list of indices")
     score: Literal["even", "first_last", "block_influence", "angular"] = "even"
 

@@ -80,6 +80,11 @@ class PruneWidth(StructuralStage):
         """Activations are those of text."""
         return self.score == "activation" and not self._explicit
 
+    @property
+    def uses_seed(self) -> bool:
+        """Random scores are drawn from it."""
+        return self.needs_text or (self.score == "random" and not self._explicit)
+
     def require(self, config: dict[str, Any]) -> None:
         """Raises UnsupportedModel where this family cannot lose heads."""
         why = anatomy_of(config).why_no_heads

@@ -287,22 +287,39 @@ def test_a_change_changes_the_digests_from_its_stage_on(old: str, new: str, firs
 
 
 def test_every_field_of_every_stage_enters_its_digest() -> None:
-    changed = {
+    changed: dict[str, dict[str, object]] = {
         "drop_layers": {"keep": 3, "score": "first_last"},
+        "prune_width": {
+            **{"keep_ffn": 64, "keep_heads": 2, "keep_kv_heads": 1, "score": "magnitude", "multiple_of": 8},
+        },
         "distill": {
             **{"temperature": 2.0, "epochs": 2.0, "lr": 1.0, "warmup": 0.5, "final_lr": 0.5, "weight_decay": 0.5},
             **{"clip": 2.0, "batch": 9, "accumulate": 2, "chunk": 7, "checkpoint_every": 7},
         },
+        "gptq": {"bits": 3, "group_size": 64, "sym": False, "act_order": True, "samples": 7, "damp": 0.1},
     }
-    base = recipe_of(BASE)
-    for place, stage in enumerate(base.stages[:2]):
-        free = set(type(stage).model_fields) - {"kind", "loss"}
+    base = recipe_of(
+        "name: x\ndata: {prompts: bos, samples: 5}\nstages: [{kind: drop_layers, keep: 2}, "
+        "{kind: prune_width, keep_ffn: 32}, {kind: distill}, {kind: gptq}]\n"
+    )
+    assert [stage.kind for stage in base.stages] == list(changed)
+    for place, stage in enumerate(base.stages):
+        free = set(type(stage).model_fields) - {"kind", "loss", "backend"}
         assert set(changed[stage.kind]) == free, f"{stage.kind}: name every field here"
         for key, value in changed[stage.kind].items():
             stages = list(base.stages)
             stages[place] = stage.model_copy(update={key: value})
             other = digests(base.model_copy(update={"stages": stages}), "weights", "text")
             assert other[place] != digests(base, "weights", "text")[place], key
+
+
+def test_what_is_drawn_follows_the_seed_without_text() -> None:
+    drawn, counted = "{kind: prune_width, keep_ffn: 32, score: random}", "{kind: drop_layers, keep: 2}"
+    for stage, differs in ((drawn, True), (counted, False)):
+        one, two = (
+            digests(recipe_of(f"name: x\nstages: [{stage}]\nseed: {seed}\n"), "weights", None) for seed in (0, 1)
+        )
+        assert (one != two) == differs
 
 
 def test_digests_cover_target_text_and_version(monkeypatch: pytest.MonkeyPatch) -> None:
