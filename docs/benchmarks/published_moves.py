@@ -384,10 +384,17 @@ def _share_of_zeros(model: PreTrainedModel) -> float | None:
     return zeros / sum(weight.numel() for weight in held) if held else None
 
 
+def below(value: float, top: int, digits: int) -> str:
+    """With as many digits as it takes not to look like `top`, which it is not."""
+    while float(f"{value:.{digits}f}") >= top:
+        digits += 1
+    return f"{value:.{digits}f}"
+
+
 def cell(one: dict[str, Any], row: dict[str, Any], k: int) -> str:
     """A mean and its interval; where nothing was rejected, k only for a bit-identical drafter, else what is sure."""
     if one["mean"] < k:
-        return f"{one['mean']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+        return f"{below(one['mean'], k, 2)} ({one['low']:.2f} to {one['high']:.2f})"
     if row["bit_identical"]:
         return f"{k} (identical)"
     alpha = 1 - 3 / one["accepted"]  # the rule of three: 95 % sure after so many without one rejection
@@ -427,7 +434,7 @@ def show(kept: dict[str, Any]) -> None:
             f"\nThe half-precision drafter's weights {same}, so it truly accepts nearly all. By itself that can bring "
             "no speedup: a draft step costs a whole step of a target that is served in half precision too, as on a "
             "GPU, so k + 1 tokens cost k + 1 steps, 1x at best; of a target kept in float32, where only bytes count, "
-            "half a step, so k + 1 tokens cost k / 2 + 1 steps, under 2x at any k, which the bfloat16 model alone reaches."
+            "half a step, so k + 1 tokens cost k / 2 + 1 steps, under 2x, which the bfloat16 model reaches alone."
         )
     settings, hardware = kept["settings"], kept["hardware"]
     print(
@@ -446,7 +453,7 @@ def _alpha(counts: dict[str, Any], row: dict[str, Any]) -> str:
         return ""
     if not counts["rejected"]:
         return "1 (identical)" if row["bit_identical"] else f"> {1 - 3 / examined:.3f}"
-    return f"{counts['accepted'] / examined:.3f}"
+    return below(counts["accepted"] / examined, 1, 3)
 
 
 def main() -> None:
