@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from factory.edit import Shape
+from factory.files import SHARD_BYTES
 from factory.forecast import BITS, step_seconds
 from factory.profile import DeviceProfile
 from factory.prompts import read_prompts
 from factory.recipe import Data
-from factory.stages.base import QuantizingStage, Stage, TrainingStage
+from factory.stages.base import QuantizingStage, Stage, StructuralStage, TrainingStage
 
 PROMPT_TOKENS = 256  # taken for prompts that are not on this machine
 CHARACTERS_PER_TOKEN = 4
@@ -99,8 +100,25 @@ def effort_of(
         return _quantizing(before, after, held, files_s, profile)
     if isinstance(stage, TrainingStage) and text is not None:
         return _training(stage, before, target, text, files_s, profile, dtype)
+    return _structural(stage, before, after, target, held, profile, dtype)
+
+
+def _structural(
+    stage: Stage, before: Shape, after: Shape, target: Shape, held: float, profile: DeviceProfile, dtype: str
+) -> Effort:
+    """Surgery streams what stays: one file's worth of tensors is held, and the tensor at hand twice over.
+
+    Only a score that runs or reads the model loads it; where that is the target, it is there already.
+    """
+    loads = isinstance(stage, StructuralStage) and stage.needs_model
+    loaded = (target.weight_bytes if before == target else held + before.weight_bytes) if loads else held
+    largest = max(
+        before.embedding_rows * before.hidden * before.table_bits / 8, before.hidden * before.ffn * before.bits / 8
+    )
+    streaming = min(after.weight_bytes, SHARD_BYTES) + 2 * largest
     scoring_s = before.step_operations * SCORED_TOKENS / profile.peak(dtype) if stage.needs_text else 0.0
-    return Effort(held + before.weight_bytes + after.weight_bytes, files_s + scoring_s, after.weight_bytes)
+    files_s = ((before.weight_bytes if loads else after.weight_bytes) + 2 * after.weight_bytes) / DISK_BYTES_PER_S
+    return Effort(loaded + streaming, files_s + scoring_s, after.weight_bytes)
 
 
 def _training(

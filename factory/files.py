@@ -11,6 +11,8 @@ from pathlib import Path
 
 from factory.errors import FactoryError
 
+SHARD_BYTES = 512 << 20  # a file of weights that is written here is at most this large, or one tensor
+
 LOCK_FILE = ".lock"
 _LAST_BREATH_S = 5.0  # how long the workers of a killed build may take to end
 

@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 
 from factory.anatomy import Anatomy
 from factory.errors import ModelError
-from factory.files import write_atomically
+from factory.files import SHARD_BYTES, write_atomically
 
-SHARD_BYTES = 512 << 20  # a written file is at most this large, or one tensor
 INDEX = "model.safetensors.index.json"
 # Constants that old checkpoints carry and no model reads.
 _IGNORED = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq")

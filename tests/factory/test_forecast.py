@@ -181,7 +181,11 @@ def test_effort_by_hand() -> None:
     assert found.disk_bytes == drafter.weight_bytes + CHECKPOINT_BYTES * drafter.parameters
 
     dropped = effort_of(DropLayers(kind="drop_layers", keep=1), target, drafter, target, text, DEVICE, "float32")
-    assert dropped.memory_bytes == target.weight_bytes + drafter.weight_bytes
+    embedding = 4 * target.embedding_rows * target.hidden
+    assert dropped.memory_bytes == drafter.weight_bytes + 2 * embedding  # streamed: the target is not loaded
+    scored = DropLayers(kind="drop_layers", keep=1, score="angular")
+    loaded = effort_of(scored, target, drafter, target, text, DEVICE, "float32")
+    assert loaded.memory_bytes == target.weight_bytes + drafter.weight_bytes + 2 * embedding
     assert dropped.disk_bytes == drafter.weight_bytes
 
 
