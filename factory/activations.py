@@ -88,7 +88,10 @@ def contributions(
 
 
 def magnitudes(model: PreTrainedModel) -> tuple[ByLayer, ByLayer]:
-    """Squared weights coupled to each FFN channel [L][F], and to each query head [L][H] where heads can go."""
+    """Squared weights that make and take each FFN channel [L][F], and each query head [L][H] where heads can go.
+
+    Keys and values, which a group of heads shares, do not tell its heads apart and are left out.
+    """
     anatomy = anatomy_of(model.config.to_dict())
     count = int(model.config.num_attention_heads)
     channels, heads = [], []

@@ -16,6 +16,7 @@ from factory.errors import UnsupportedModel
 Config = dict[str, Any]
 
 TIED_HEAD_DIM = "transformers derives its head_dim as hidden size / heads, so a model with fewer heads cannot be loaded"
+QWEN_WINDOW, QWEN_FULL_LAYERS = 4096, 28  # transformers' own, where a Qwen config that uses windows does not say
 BITS = {"float16": 16.0, "bfloat16": 16.0, "float32": 32.0, "float64": 64.0}
 
 
@@ -247,8 +248,8 @@ def layer_types(config: Config) -> list[str] | None:
     """
     if config.get("layer_types"):
         return list(config["layer_types"])
-    if config.get("use_sliding_window") and config.get("sliding_window"):
-        first = int(config.get("max_window_layers") or 0)
+    if config.get("use_sliding_window") and config.get("sliding_window", QWEN_WINDOW):
+        first = int(config.get("max_window_layers", QWEN_FULL_LAYERS))
         count = int(config["num_hidden_layers"])
         return ["sliding_attention" if layer >= first else "full_attention" for layer in range(count)]
     return None

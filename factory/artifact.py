@@ -92,20 +92,22 @@ class Artifact:
 
     def load_target(self, override: str | None, dtype: torch.dtype, device: str) -> PreTrainedModel:
         """The target it was made from. Raises ArtifactError where the weights are not the same."""
-        from factory.located import locate, weights_identity
-        from factory.models import load_model
+        from factory.located import locate, model_identity
+        from factory.models import load_model, require_finite
 
         made_from = self.manifest["target"]
         source = override or made_from["path"] or made_from["model"]
         if override is None and made_from["path"] and not Path(made_from["path"]).is_dir():
             raise ArtifactError(f"{self.folder}: its target {made_from['path']} is gone; name it with --target")
         located = locate(source, None if override else made_from["revision"])
-        if weights_identity(located.folder, self.folder.parent / ".cache" / "identity.json") != made_from["identity"]:
+        if model_identity(located.folder, self.folder.parent / ".cache" / "identity.json") != made_from["identity"]:
             raise ArtifactError(
-                f"{self.folder}: made from {made_from['model']}, but the weights in {located.folder} are not the same; "
-                "name the right target with --target, or build the drafter again"
+                f"{self.folder}: made from {made_from['model']}, but weights, config or tokenizer in {located.folder} "
+                "are not the same; name the right target with --target, or build the drafter again"
             )
-        return load_model(located.folder, dtype=dtype, device=device)
+        target = load_model(located.folder, dtype=dtype, device=device)
+        require_finite(target)
+        return target
 
     def evals(self) -> list[dict[str, Any]]:
         """Every evaluation of this very manifest, oldest first."""

@@ -19,7 +19,7 @@ from factory.disk import DiskError, disk_errors
 from factory.errors import ArtifactError, FactoryError, ModelError, UnsupportedModel
 from factory.files import locked, write_atomically
 from factory.job import Job, Progress, shapes_of
-from factory.located import locate, read_config, require_complete, weights_identity
+from factory.located import locate, model_identity, read_config, require_complete
 from factory.prompts import load_dataset_prompts, read_prompts
 from factory.provenance import sha256_text
 from factory.recipe import Loaded, Recipe
@@ -61,7 +61,7 @@ def _jobs(candidates: Sequence[Loaded], out: Path, progress: Progress) -> list[J
     config = read_config(located.folder)
     _require_possible(candidates, config)
     require_complete(located.folder)
-    identity = weights_identity(located.folder, out / ".cache" / "identity.json")
+    identity = model_identity(located.folder, out / ".cache" / "identity.json")
     texts: dict[str, list[str] | None] = {}  # read once: candidates share the very list
     jobs = []
     for loaded in candidates:

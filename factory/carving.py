@@ -18,14 +18,9 @@ from factory import models
 from factory.anatomy import Config, anatomy_of, edited_config, shape_from_config
 from factory.edit import Edit
 from factory.files import write_atomically
+from factory.located import beside
 from factory.shards import Shards, write_shards
 from factory.tensors.surgery import carve
-
-# What a model folder holds besides config and weights: the tokenizer's files and the generation settings.
-BESIDE = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.jinja"),
-    "generation_config.json",
-)
 
 
 def carve_module(model: PreTrainedModel, edit: Edit) -> PreTrainedModel:
@@ -52,9 +47,8 @@ def carve_folder(source: Path, destination: Path, config: Config, edit: Edit) ->
 
 def copy_beside(source: Path, destination: Path) -> None:
     """The tokenizer's files and the generation settings."""
-    for pattern in BESIDE:
-        for path in source.glob(pattern):
-            shutil.copyfile(path, destination / path.name)
+    for path in beside(source):
+        shutil.copyfile(path, destination / path.name)
 
 
 def _carved(

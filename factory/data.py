@@ -66,7 +66,7 @@ def text_blocks(rows: Sequence[tuple[Sequence[int], int]]) -> TextBlocks:
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], room: int) -> tuple[list[list[int]], int]:
     """Token ids of the prompts that leave room in a context of `room` tokens, and how many did not."""
-    encoded = [list(tokenizer(text)["input_ids"]) for text in texts]
+    encoded = [list(ids) for ids in tokenizer(list(texts))["input_ids"]]
     fitting = [ids for ids in encoded if 0 < len(ids) <= room]
     return fitting, len(encoded) - len(fitting)
 
@@ -84,7 +84,7 @@ def split_held_out(prompts: int, samples: int, share: float) -> tuple[list[int],
 
 
 def write_text(
-    target: PreTrainedModel,
+    target: Callable[[], PreTrainedModel],
     prompts: Sequence[Sequence[int]],
     *,
     samples: int,
@@ -95,11 +95,11 @@ def write_text(
     folder: Path,
     progress: Progress,
 ) -> TextBlocks:
-    """The target's own continuations: sample i continues prompt i % len(prompts). Kept in `folder`."""
+    """The target's own continuations: sample i continues prompt i % len(prompts). Kept in `folder`.
+
+    The target is asked for only where something is left to write.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    context = context_length(target)
-    limits = Limits(max_new_tokens=max_new_tokens, eos=eos_token_ids(target), context=context)
-    reader = EagerReader(target)
     rows: list[tuple[Sequence[int], int]] = []
     progress(0, samples, "the target writes")
     for start in range(0, samples, batch):
@@ -107,8 +107,10 @@ def write_text(
         shard = folder / f"shard-{start // batch:05d}.safetensors"
         if not shard.is_file():
             given = [list(prompts[i % len(prompts)]) for i in chosen]
-            noise = Noise(seed, list(chosen), device=str(target.device))
-            outputs = autoregressive(reader, given, Sampling(temperature=temperature), limits, noise)
+            model = target()
+            limits = Limits(max_new_tokens=max_new_tokens, eos=eos_token_ids(model), context=context_length(model))
+            noise = Noise(seed, list(chosen), device=str(model.device))
+            outputs = autoregressive(EagerReader(model), given, Sampling(temperature=temperature), limits, noise)
             block = text_blocks([([*output.prompt, *output.tokens], len(output.prompt)) for output in outputs])
             partial = shard.with_suffix(".partial")
             tensors: dict[str, Any] = {"ids": block.ids, "length": block.length, "answer_from": block.answer_from}

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from factory.anatomy import shape_from_config
+from factory.anatomy import shape_from_config, stored_as
 from factory.edit import Shape
 from factory.errors import UnsupportedModel
 from factory.located import Located
@@ -80,7 +80,7 @@ def shapes_of(loaded: Loaded, config: dict[str, Any]) -> list[Shape]:
     """The target's shape and the one after each stage. Raises UnsupportedModel with the line of what cannot be done."""
     place = loaded.document.place(("target",))
     try:
-        shapes = [shape_from_config(config)]
+        shapes = [shape_from_config(stored_as(config, loaded.recipe.target.dtype))]
         for index, stage in enumerate(loaded.recipe.stages):
             place = loaded.place(index)
             stage.require(config)

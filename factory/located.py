@@ -34,7 +34,7 @@ def locate(source: str, revision: str | None = None) -> Located:
 
     try:
         folder = Path(
-            snapshot_download(source, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
+            snapshot_download(source, revision=revision, allow_patterns=[*BESIDE, "config.json", "*.safetensors*"])
         )
     except Exception as error:  # the client raises a dozen kinds; each is "could not get it" here
         raise load_failure(source, error) from error
@@ -44,18 +44,35 @@ def locate(source: str, revision: str | None = None) -> Located:
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json as it stands. Raises ModelError."""
     try:
-        return dict(json.loads((folder / "config.json").read_text()))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise load_failure(str(folder), error) from error
+    if not isinstance(config, dict):
+        raise load_failure(str(folder), ValueError("its config.json holds no object"))
+    return config
 
 
-def weights_identity(folder: Path, cache_file: Path | None = None) -> str:
-    """sha256 over the names and sha256s of a folder's safetensors: what "the same target" means.
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads: model.safetensors, else those of the index, else every one there is.
 
-    Hashing reads every byte, so a file's sum is kept in `cache_file`, keyed by size and mtime.
-    Raises ModelError where there is no safetensors file.
+    A folder may hold the same weights a second time in another layout (Mistral's consolidated.safetensors).
     """
-    files = sorted(folder.glob("*.safetensors"))
+    whole, index = folder / "model.safetensors", folder / INDEX
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return sorted({folder / str(name) for name in places.values()})
+    return sorted(folder.glob("*.safetensors"))
+
+
+def model_identity(folder: Path, cache_file: Path | None = None) -> str:
+    """sha256 over all that decides what a model says: weights, config, generation settings, tokenizer.
+
+    Hashing reads every byte, so a file's sum is kept in `cache_file`, keyed by size and mtime. Who
+    saved a config with which version does not count. Raises ModelError where there is no safetensors file.
+    """
+    files = weight_files(folder)
     if not files:
         raise ModelError(_no_weights(folder))
     known: dict[str, str] = {}
@@ -72,7 +89,40 @@ def weights_identity(folder: Path, cache_file: Path | None = None) -> str:
         with contextlib.suppress(OSError):  # a read-only folder is hashed anew each time
             cache_file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(cache_file, json.dumps(known, indent=1))
-    return sha256_text("\n".join(f"{name} {digest}" for name, digest in sums.items()))
+    settings = {"config.json": _settings(read_config(folder)), **_beside_sums(folder)}
+    return sha256_text(json.dumps({"weights": sums, **settings}, sort_keys=True))
+
+
+def _beside_sums(folder: Path) -> dict[str, Any]:
+    """What lies beside the weights, by name: settings as such, the tokenizer's files by their sums."""
+    found: dict[str, Any] = {}
+    for path in beside(folder):
+        if path.name == "generation_config.json":
+            with contextlib.suppress(ValueError):  # transformers will say what is wrong with it
+                found[path.name] = _settings(json.loads(path.read_text(encoding="utf-8")))
+        else:
+            found[path.name] = sha256_file(path)
+    return found
+
+
+def _settings(settings: Any) -> Any:
+    """Without what only says who saved it."""
+    if not isinstance(settings, dict):
+        return settings
+    return {key: value for key, value in settings.items() if key not in ("transformers_version", "_name_or_path")}
+
+
+INDEX = "model.safetensors.index.json"
+# What a model folder holds besides config and weights: the tokenizer's files and the generation settings.
+BESIDE = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.jinja"),
+    "generation_config.json",
+)
+
+
+def beside(folder: Path) -> list[Path]:
+    """The tokenizer's files and the generation settings that are there."""
+    return sorted({path for pattern in BESIDE for path in folder.glob(pattern) if path.is_file()})
 
 
 TOKENIZER_FILES = (
@@ -109,7 +159,11 @@ def pickles(folder: Path) -> list[Path]:
 
 
 def _weights_faults(folder: Path) -> list[str]:
-    index = folder / "model.safetensors.index.json"
+    index, whole = folder / INDEX, folder / "model.safetensors"
+    if index.is_file() and whole.is_file():
+        return [
+            f"{folder} holds both {whole.name} and {index.name}, which may differ: remove the one that is not meant"
+        ]
     if index.is_file():
         return _shard_faults(folder, index)
     files = sorted(folder.glob("*.safetensors"))

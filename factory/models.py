@@ -169,7 +169,7 @@ def first_token_id(model: PreTrainedModel) -> int:
     first = next((int(token) for token in candidates if token is not None and token < model.config.vocab_size), None)
     if first is None:
         raise ModelError(
-            f"{model.config.name_or_path or model.config.model_type} names neither a BOS nor an EOS token: "
-            "that is in its vocabulary: `prompts: bos` cannot begin a text; give a prompts file instead"
+            f"{model.config.name_or_path or model.config.model_type} names neither a BOS nor an EOS token that is in "
+            "its vocabulary: `prompts: bos` cannot begin a text; give a prompts file instead"
         )
     return first

@@ -133,6 +133,7 @@ def gptqmodel() -> ModuleType:
         with quiet():
             import gptqmodel as library
             import optimum.gptq  # noqa: F401 - transformers needs it to read the folders
+            from gptqmodel.utils import threadx
     except ImportError as error:
         raise ModelError(f"GPTQ needs gptqmodel and optimum ({error}): {INSTALL}") from error
     finally:
@@ -140,6 +141,10 @@ def gptqmodel() -> ModuleType:
         root.handlers[:] = handlers
         root.setLevel(level)
     logging.getLogger("logbar").setLevel(logging.ERROR)
+    # Its pool's threads end the whole process on any exception, which also reaches the caller as it should.
+    for worker in vars(threadx).values():
+        if hasattr(worker, "_abort_process"):
+            worker._abort_process = lambda *_: None
     return cast(ModuleType, library)
 
 

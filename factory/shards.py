@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from factory.anatomy import Anatomy
 from factory.errors import ModelError
 from factory.files import SHARD_BYTES, write_atomically
+from factory.located import INDEX, weight_files
 
-INDEX = "model.safetensors.index.json"
+HEADS = ("lm_head.weight", "embed_out.weight")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 # Constants that old checkpoints carry and no model reads.
 _IGNORED = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq")
 
@@ -45,13 +47,24 @@ class Shards:
         if not any(name.startswith(f"{anatomy.layers}.") for name in self._files):
             inner = anatomy.layers.removeprefix(f"{anatomy.prefix}.")
             if any(name.startswith(f"{inner}.") for name in self._files):
-                heads = ("lm_head.", "embed_out.")
                 self._files = {
-                    name if name.startswith(heads) else f"{anatomy.prefix}.{name}": place
-                    for name, place in self._files.items()
+                    name if name in HEADS else f"{anatomy.prefix}.{name}": place for name, place in self._files.items()
                 }
         if tied:
-            self._files.pop("lm_head.weight", None)  # the embedding, stored a second time
+            self._drop_second_embedding(folder)
+
+    def _drop_second_embedding(self, folder: Path) -> None:
+        """Leave out a head that only repeats the embedding. Raises ModelError where it is another matrix."""
+        head = next((name for name in HEADS if name in self._files), None)
+        embedding = next((name for name in self._files if name.endswith(EMBEDDINGS)), None)
+        if head is None or embedding is None:
+            return
+        if not torch.equal(self.read(head), self.read(embedding)):
+            raise ModelError(
+                f"{folder}: config.json ties head and embedding, but {head} is not {embedding}; "
+                "write `tie_word_embeddings: false` into config.json, or remove the head from the weights"
+            )
+        del self._files[head]
 
     @property
     def names(self) -> list[str]:
@@ -71,16 +84,12 @@ class Shards:
         return tensor
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers would read: those of the index, or model.safetensors, or else every one there is.
-
-    A folder may hold the same weights a second time in another layout (Mistral's consolidated.safetensors).
-    """
-    if (folder / INDEX).is_file():
-        places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        return sorted({folder / name for name in places.values()})
-    whole = folder / "model.safetensors"
-    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor in that dtype. Raises ModelError where a weight is too large for it."""
+    cast = tensor.to(dtype).contiguous()
+    if cast.dtype != tensor.dtype and not bool(torch.isfinite(cast).all()):
+        raise ModelError(f"{name}: a weight is too large for {dtype}; write another `target.dtype`, such as bfloat16")
+    return cast
 
 
 def write_shards(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> dict[str, list[int]]:
@@ -101,7 +110,7 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], dtyp
         if held and size + bytes_here > SHARD_BYTES:
             flush()
             size = 0
-        held[name] = tensor.to(dtype).contiguous()
+        held[name] = _cast(name, tensor, dtype)
         shapes[name] = list(tensor.shape)
         size += bytes_here
         total += bytes_here

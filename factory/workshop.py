@@ -13,18 +13,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from factory import __version__, models, provenance
-from factory.anatomy import shape_from_config, stored_as
+from factory.anatomy import shape_from_config, stored_as, stored_dtype
 from factory.artifact import Artifact, write_manifest
 from factory.carving import carve_folder, copy_beside
 from factory.data import TextBlocks, encode_prompts, split_held_out, text_blocks, write_text
+from factory.edit import Edit
 from factory.errors import DataError, FactoryError
 from factory.estimate import forecast_recipe
 from factory.files import write_atomically
 from factory.job import Job
-from factory.located import read_config, weights_identity
+from factory.located import model_identity, read_config
 from factory.meter import metered
 from factory.profile import load as load_profile
 from factory.provenance import sha256_file
@@ -38,7 +40,9 @@ class Workshop:
         self._device = models.resolve_device("auto")
         self._target: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._bits = 0  # the target's fingerprint when it was loaded
         self._texts: dict[str, TextBlocks] = {}  # by digest; one is kept
+        self._encoded: dict[str, list[list[int]]] = {}  # prompts by the same digest; one is kept
         self._job = job
 
     def turn_to(self, job: Job) -> None:
@@ -54,6 +58,7 @@ class Workshop:
             dtype = models.resolve_dtype(self._job.recipe.target.dtype, self._device)
             self._target = models.load_model(self._job.located.folder, dtype=dtype, device=self._device)
             models.require_finite(self._target)
+            self._bits = models.fingerprint(self._target)
             self._job.progress(1, 1, "loading the target")
         return self._target
 
@@ -72,7 +77,7 @@ class Workshop:
         if data.written_by == "none":
             return text_blocks([(ids, 1) for ids in prompts])
         return write_text(
-            self.target(),
+            self.target,
             prompts,
             samples=data.texts,
             temperature=data.temperature,
@@ -84,6 +89,12 @@ class Workshop:
         )
 
     def _prompts(self) -> list[list[int]]:
+        digest = self._job.text_digest
+        if digest not in self._encoded:
+            self._encoded = {digest: self._encode()}
+        return self._encoded[digest]
+
+    def _encode(self) -> list[list[int]]:
         data = self._job.recipe.data
         if data is None or self._job.prompt_texts is None:
             return [[models.first_token_id(self.target())]]
@@ -123,10 +134,9 @@ class Workshop:
         (working / "model").mkdir(parents=True)
         training, held_out = self._split_text() if stage.needs_text else (None, None)
         given = Given(self.target, training, held_out, job.recipe.seed, working, job.progress)
-        before = models.fingerprint(self._target) if self._target is not None else None
         with metered(self._device) as taken:
             facts = self._applied(stage, source, working / "model", given)
-        if before is not None and self._target is not None and models.fingerprint(self._target) != before:
+        if self._target is not None and models.fingerprint(self._target) != self._bits:
             raise FactoryError(f"stage {stage.kind} changed the target's weights: nothing of it is kept; report this")
         sums = {path.name: sha256_file(path) for path in sorted((working / "model").iterdir())}
         record = {"stage": stage.model_dump(), "version": stage.version, "facts": {**facts, **taken}, "files": sums}
@@ -136,13 +146,20 @@ class Workshop:
 
     def _applied(self, stage: AnyStage, source: Path, destination: Path, given: Given) -> dict[str, Any]:
         """Do what the stage says to the model in `source`, write the result into `destination`; its facts."""
+        config = stored_as(read_config(source), self._job.recipe.target.dtype)
         if isinstance(stage, QuantizingStage):
-            return stage.quantize(source, destination, given)
-        config = read_config(source)
-        config = stored_as(config, self._job.recipe.target.dtype)
+            if config["dtype"] != stored_dtype(read_config(source)):  # the target itself
+                cast = given.checkpoint / "cast"
+                shutil.rmtree(cast, ignore_errors=True)
+                cast.mkdir()
+                carve_folder(source, cast, config, Edit())
+                source = cast
+            facts = stage.quantize(source, destination, given)
+            shutil.rmtree(given.checkpoint / "cast", ignore_errors=True)
+            return facts
         if isinstance(stage, StructuralStage):
             return self._carved(stage, config, source, destination, given)
-        drafter = models.load_model(source, dtype=self.target().dtype, device=self._device)
+        drafter = models.load_model(source, dtype=torch.float32, device=self._device)  # master weights
         facts = stage.apply(drafter, given)
         drafter.to(models.DTYPES[config["dtype"]]).save_pretrained(destination)
         copy_beside(source, destination)
@@ -178,7 +195,7 @@ class Workshop:
         (working / "recipe.yaml").write_bytes(job.loaded.source)
         target = job.recipe.target.model_copy(update={"revision": job.located.revision})
         write_atomically(working / "resolved.yaml", job.recipe.model_copy(update={"target": target}).to_yaml())
-        if weights_identity(job.located.folder, job.cache / "identity.json") != job.identity:
+        if model_identity(job.located.folder, job.cache / "identity.json") != job.identity:
             raise FactoryError(f"{job.located.folder}: the target's files changed during the build; run it again")
         forecast = forecast_recipe(job.loaded, load_profile(), config=job.config)
         manifest = {
@@ -193,7 +210,7 @@ class Workshop:
                 "identity": job.identity,
                 "parameters": job.shapes[0].parameters,
             },
-            "dtype": stored_as(job.config, job.recipe.target.dtype)["dtype"],
+            "dtype": stored_dtype(read_config(working / "model")),
             "weight_format": _weight_format(facts, job),
             "parameters": shape.parameters,
             "bytes_on_disk": sum(file.stat().st_size for file in (working / "model").glob("*.safetensors")),

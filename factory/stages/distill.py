@@ -57,7 +57,7 @@ class Distill(TrainingStage):
         return self.lr * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def apply(self, drafter: PreTrainedModel, given: Given) -> dict[str, Any]:
-        """Train in place, from the last checkpoint where there is one.
+        """Train in place, from the last checkpoint where there is one; `drafter` ends in float32.
 
         The rows of step n are a function of (seed, n): a resumed run is bit for bit the undisturbed
         one on the same machine. Raises FactoryError when the loss is not finite.
@@ -70,7 +70,6 @@ class Distill(TrainingStage):
             raise FactoryError("distill: there is no text to learn from; give the recipe a `data` section")
         target = given.target()
         teacher = Teacher(target, given.text, epochs=self.epochs, batch=self.batch, progress=given.progress)
-        dtype = drafter.dtype
         drafter.float().requires_grad_(True)  # stays in eval mode: no dropout
         optimizer = torch.optim.AdamW(
             [p for p in drafter.parameters() if p.requires_grad], lr=self.lr, weight_decay=self.weight_decay
@@ -100,7 +99,7 @@ class Distill(TrainingStage):
             if step % self.checkpoint_every == 0 and step < steps:
                 state = {"drafter": drafter.state_dict(), "optimizer": optimizer.state_dict()}
                 _save_checkpoint({**state, "step": step, "losses": losses, "before": before}, saved)
-        drafter.requires_grad_(False).to(dtype)
+        drafter.requires_grad_(False)
         return {
             "steps": steps,
             "rows": len(given.text),
@@ -124,11 +123,12 @@ class Distill(TrainingStage):
             ids, mask = rows.ids.to(drafter.device), rows.answer_mask.to(drafter.device)
             if not mask.any():  # every row ended at its first token
                 continue
+            teacher_hidden = teacher.hidden(indices)  # in the target's own precision
             with mixed_precision(given.target()):
                 total += backward_in_chunks(
                     hidden_states(drafter, ids, mask),
                     drafter.get_output_embeddings(),
-                    teacher.hidden(indices),
+                    teacher_hidden,
                     teacher.head,
                     temperature=self.temperature,
                     scale=1 / self.accumulate,
@@ -149,14 +149,17 @@ class Distill(TrainingStage):
         chosen = range(min(MEASURED_ROWS, len(given.held_out)))
         target = given.target()
         p_head, q_head = target.get_output_embeddings(), drafter.get_output_embeddings()
-        with torch.no_grad(), mixed_precision(target):
+        with torch.no_grad():
             for index in chosen:
                 row = given.held_out.rows([index])
                 ids, mask = row.ids.to(drafter.device), row.answer_mask.to(drafter.device)
-                q_hidden, p_hidden = hidden_states(drafter, ids, mask), hidden_states(target, ids, mask)
+                p_hidden = hidden_states(target, ids, mask)
+                with mixed_precision(target):
+                    q_hidden = hidden_states(drafter, ids, mask)
                 for start in range(0, len(q_hidden), self.chunk):
                     p_logits = p_head(p_hidden[start : start + self.chunk])
-                    q_logits = q_head(q_hidden[start : start + self.chunk])
+                    with mixed_precision(target):
+                        q_logits = q_head(q_hidden[start : start + self.chunk])
                     divergence += forward_kl(p_logits, q_logits).sum().item()
                     shared += overlap(p_logits, q_logits).sum().item()
                 count += len(q_hidden)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 MEASURED_ROWS = 32  # held-out rows that agreement and divergence are measured on
 WORD = 32  # codes are packed into 32-bit words, and kernels take 32 columns at a time
 GROUPS = (128, 64, 32)
-BESIDE = (".json", ".txt", ".model", ".jinja")  # what a model folder holds beside its weights
 GONE = ("auto-gptq", "auto_gptq", "autogptq", "optimum")
 
 
@@ -105,6 +104,7 @@ class Gptq(QuantizingStage):
         from factory.located import read_config
         from factory.models import resolve_device
         from factory.quantized import loader_of, only_saves_size
+        from factory.shards import Shards
 
         if given.text is None or len(given.text) == 0:
             raise FactoryError("gptq: there is no text to calibrate on; give the recipe a `data` section")
@@ -113,6 +113,9 @@ class Gptq(QuantizingStage):
         rows = given.text.rows(range(min(self.samples, len(given.text))))
         held_out = given.held_out if given.held_out is not None and len(given.held_out) else None
         device = resolve_device("auto")
+        shards = Shards(source, anatomy_of(config), tied=shape_from_config(config).tied)
+        for name in shards.names:  # a NaN would end gptqmodel in a thread of its own
+            shards.read(name)
         given.progress(0, 2, f"rounding to {self.bits} bits")
         quantizer = self.write(source, destination, rows, device)
         given.progress(1, 2, "comparing what was written")
@@ -141,6 +144,7 @@ class Gptq(QuantizingStage):
         The tokenizer and every config key but the quantisation's come from `source` unchanged:
         gptqmodel would invent a padding token. Raises FactoryError.
         """
+        from factory.carving import copy_beside
         from factory.quantized import gptqmodel, quiet
 
         library = gptqmodel()
@@ -177,13 +181,12 @@ class Gptq(QuantizingStage):
                     f"try more text (`samples: {2 * self.samples}`) or a larger `damp` ({self.damp})"
                 ) from error
             destination.mkdir(parents=True, exist_ok=True)
-            for file in source.iterdir():  # tokenizer, generation settings
-                if file.suffix in BESIDE and not file.name.startswith(("config.json", "model.safetensors")):
-                    shutil.copy(file, destination)
+            copy_beside(source, destination)
             for file in Path(scratch).glob("model*.safetensors*"):
                 shutil.move(file, destination)
             described = json.loads((Path(scratch) / "config.json").read_text())["quantization_config"]
-        (destination / "config.json").write_text(json.dumps({**config, "quantization_config": described}, indent=2))
+        config = {**config, "dtype": str(_dtype(config)).removeprefix("torch."), "quantization_config": described}
+        (destination / "config.json").write_text(json.dumps(config, indent=2))
         return quantizer
 
 
@@ -233,26 +236,25 @@ def compare(source: Path, destination: Path, quantizer: Any, text: TextBlocks, d
 
     with quiet():  # memory holds what is stored (v1, zeros less one); kernels compute with v2
         convert_gptq_v1_to_v2_format(quantizer.model, quantizer.quantize_config, quantizer.qlinear_kernel)
-    reloaded = load_model(destination, dtype=_dtype(json.loads((source / "config.json").read_text())), device=device)
-    models = {
-        "plain": load_model(source, dtype=torch.float32, device=device),
-        "half": load_model(source, dtype=torch.bfloat16, device=device),
-        "memory": quantizer.model,
-        "reloaded": reloaded,
-    }
+    rows = [text.rows([index]) for index in range(min(MEASURED_ROWS, len(text)))]
     squares = dict.fromkeys(("plain", "half", "memory", "reloaded", "quantized"), 0.0)
     divergence, shared, count = 0.0, 0.0, 0
-    for index in range(min(MEASURED_ROWS, len(text))):
-        logits = {name: _answer_logits(model, text.rows([index])) for name, model in models.items()}
-        plain, memory = logits["plain"], logits["memory"]
-        squares["plain"] += plain.square().sum().item()
-        squares["half"] += (logits["half"] - plain).square().sum().item()
+    plain = load_model(source, dtype=torch.float32, device=device)
+    half = load_model(source, dtype=torch.bfloat16, device=device)
+    for row in rows:
+        expected = _answer_logits(plain, row)
+        squares["plain"] += expected.square().sum().item()
+        squares["half"] += (_answer_logits(half, row) - expected).square().sum().item()
+    del half  # never more than two unquantised ones at once
+    reloaded = load_model(destination, dtype=_dtype(json.loads((source / "config.json").read_text())), device=device)
+    for row in rows:
+        expected, memory, stored = (_answer_logits(model, row) for model in (plain, quantizer.model, reloaded))
         squares["memory"] += memory.square().sum().item()
-        squares["reloaded"] += (logits["reloaded"] - memory).square().sum().item()
-        squares["quantized"] += (logits["reloaded"] - plain).square().sum().item()
-        divergence += forward_kl(plain, logits["reloaded"]).sum().item()
-        shared += overlap(plain, logits["reloaded"]).sum().item()
-        count += len(plain)
+        squares["reloaded"] += (stored - memory).square().sum().item()
+        squares["quantized"] += (stored - expected).square().sum().item()
+        divergence += forward_kl(expected, stored).sum().item()
+        shared += overlap(expected, stored).sum().item()
+        count += len(expected)
     if count == 0:
         raise FactoryError("gptq: no row of the text has an answer token to compare on; give the recipe longer `data`")
     error = math.sqrt(squares["reloaded"] / squares["memory"])

@@ -103,7 +103,12 @@ class PruneWidth(StructuralStage):
             return len(self.keep_ffn)
         if isinstance(self.keep_ffn, float):
             rounded = max(1, round(self.keep_ffn * shape.ffn / self.multiple_of)) * self.multiple_of
-            return min(rounded, shape.ffn)
+            if rounded >= shape.ffn:
+                raise UnsupportedModel(
+                    f"prune_width: keep_ffn {self.keep_ffn} of {shape.ffn} channels, as a multiple of "
+                    f"{self.multiple_of}, is all of them; keep less, or lower multiple_of"
+                )
+            return rounded
         if self.keep_ffn > shape.ffn:
             raise UnsupportedModel(f"prune_width: keep_ffn is {self.keep_ffn}, the model has {shape.ffn} channels")
         return self.keep_ffn

@@ -59,7 +59,7 @@ def head_contribution(
 
 
 def magnitude(weights: Sequence[torch.Tensor]) -> torch.Tensor:  # [channels, ...] each -> [channels]
-    """Sum of squared weights over everything that is coupled to a channel; a control, blind to what is computed.
+    """Sum of squared weights over the given tensors, channel by channel; a control, blind to what is computed.
 
     The order is that of torch-pruning's GroupMagnitudeImportance with p = 2. Every tensor has the
     channels on its first axis.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from factory import models
@@ -270,3 +270,50 @@ def test_an_artifact_of_an_older_version_is_set_aside(tiny_folder: Path, tmp_pat
     drafter = build(loaded, out, silent)[0]
     assert weights(drafter) == sound
     assert len(list((out / ".cache" / "replaced").glob("tiny-*"))) == 1
+
+
+@pytest.mark.parametrize("tiny_folder", ["llama"], indirect=True)
+def test_a_target_whose_config_changed_is_another_target(tiny_folder: Path, tmp_path: Path) -> None:
+    out, path = tmp_path / "artifacts", recipe(tmp_path, tiny_folder, epochs=1, score="even")
+    first = build(load(path), out, silent)[0]
+    config = tiny_folder / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-03'))
+    with pytest.raises(FactoryError, match="are not the same"):
+        first.load_target(None, torch.float32, "cpu")
+    second = build(load(path), out, silent)[0]
+    assert second.manifest["digest"] != first.manifest["digest"]
+    assert json.loads((second.model_folder / "config.json").read_text())["rms_norm_eps"] == 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_a_drafter_is_trained_in_float32_and_stored_as_asked(dtype: str, tiny_folder: Path, tmp_path: Path) -> None:
+    path = recipe(tmp_path, tiny_folder, epochs=2, score="even")
+    (drafter, raw) = build(load(path, [f"target.dtype={dtype}"]), tmp_path / "artifacts", silent)
+    for made in (drafter, raw):
+        stored = load_file(made.model_folder / "model.safetensors")
+        assert {str(tensor.dtype) for tensor in stored.values()} == {f"torch.{dtype}"}
+        assert made.manifest["dtype"] == dtype
+        assert sum(tensor.nbytes for tensor in stored.values()) == made.manifest["forecast_bytes"]
+    if dtype == "float32":
+        trained = load_file(drafter.model_folder / "model.safetensors").values()
+        assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in trained)
+
+
+def test_a_target_with_nan_is_not_judged(tiny_folder: Path, tmp_path: Path) -> None:
+    """A structural build does not read the layers that go; whoever runs the target must."""
+    stored = load_file(tiny_folder / "model.safetensors")
+    stored[next(name for name in stored if ".3." in name)].fill_(float("nan"))
+    save_file(stored, tiny_folder / "model.safetensors", metadata={"format": "pt"})
+    path = tmp_path / "cut.yaml"
+    path.write_text(f"name: cut\ntarget: {{model: {tiny_folder}}}\nstages: [{{kind: drop_layers, keep: [0, 1]}}]\n")
+    (made,) = build(load(path), tmp_path / "artifacts", silent)
+    with pytest.raises(ModelError, match="NaN or infinite weights"):
+        made.load_target(None, torch.float32, "cpu")
+
+
+def test_weights_twice_in_one_folder_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    (tiny_folder / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "model-00001-of-00001.safetensors"}}'
+    )
+    with pytest.raises(ModelError, match="holds both model.safetensors and"):
+        build(load(recipe(tmp_path, tiny_folder)), tmp_path / "artifacts", silent)

@@ -2,7 +2,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from factory.anatomy import anatomy_of, edited_config, shape_from_config, stored_as
 from factory.edit import Edit
@@ -52,6 +52,19 @@ def test_layers_with_a_window_keep_it_when_others_go() -> None:
     edited = edited_config(old, Edit(keep_layers=(1, 3, 5)))
     assert edited["layer_types"] == ["full_attention", "sliding_attention", "sliding_attention"]
     assert (edited["num_hidden_layers"], edited["max_window_layers"]) == (3, 1)
+
+
+@pytest.mark.parametrize("silent", ["max_window_layers", "sliding_window"])
+def test_where_a_config_is_silent_about_windows_transformers_decides(silent: str) -> None:
+    config: dict[str, Any] = {
+        **{"model_type": "qwen2", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 30},
+        **{"num_attention_heads": 2, "max_position_embeddings": 8},
+        **{"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2},
+    }
+    del config[silent]
+    theirs = AutoConfig.for_model(**config).layer_types
+    assert len(set(theirs)) == 2
+    assert edited_config(config, Edit(keep_layers=(0, 5, 29)))["layer_types"] == [theirs[i] for i in (0, 5, 29)]
 
 
 def test_an_edit_cuts_the_layer_count_and_every_per_layer_list() -> None:

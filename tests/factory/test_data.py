@@ -27,7 +27,7 @@ def test_the_target_writes_what_it_would_sample(tiny: Callable[..., PreTrainedMo
     model = tiny()
     settings = {"samples": 6, "temperature": 2.0, "max_new_tokens": 12, "seed": 3, "progress": silent}
     prompts = [[1], [5, 6, 7]]
-    rows = write_text(model, prompts, batch=4, folder=tmp_path / "a", **settings)
+    rows = write_text(lambda: model, prompts, batch=4, folder=tmp_path / "a", **settings)
     assert rows.answer_from.tolist() == [1, 3, 1, 3, 1, 3]
     assert [row[:start] for row, start in zip(rows.ids.tolist(), rows.answer_from.tolist(), strict=True)] == prompts * 3
     assert len({tuple(row) for row in rows.ids.tolist()}) == 6  # several samples of one prompt differ
@@ -35,17 +35,17 @@ def test_the_target_writes_what_it_would_sample(tiny: Callable[..., PreTrainedMo
         answer = row[start:length]
         assert 2 not in answer[:-1]
         assert len(answer) == 12 or answer[-1] == 2
-    other_batches = write_text(model, prompts, batch=1, folder=tmp_path / "b", **settings)
+    other_batches = write_text(lambda: model, prompts, batch=1, folder=tmp_path / "b", **settings)
     assert torch.equal(rows.ids, other_batches.ids)
 
 
 def test_writing_goes_on_after_the_last_shard(tiny: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
     model = tiny()
     settings = {"temperature": 1.0, "max_new_tokens": 8, "batch": 2, "seed": 0, "progress": silent}
-    whole = write_text(model, [[1]], samples=6, folder=tmp_path / "whole", **settings)
-    write_text(model, [[1]], samples=4, folder=tmp_path / "cut", **settings)
+    whole = write_text(lambda: model, [[1]], samples=6, folder=tmp_path / "whole", **settings)
+    write_text(lambda: model, [[1]], samples=4, folder=tmp_path / "cut", **settings)
     kept = (tmp_path / "cut" / "shard-00001.safetensors").stat().st_mtime_ns
-    resumed = write_text(model, [[1]], samples=6, folder=tmp_path / "cut", **settings)
+    resumed = write_text(lambda: model, [[1]], samples=6, folder=tmp_path / "cut", **settings)
     assert torch.equal(whole.ids, resumed.ids)
     assert (tmp_path / "cut" / "shard-00001.safetensors").stat().st_mtime_ns == kept
 

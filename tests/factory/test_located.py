@@ -11,7 +11,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from factory.errors import ModelError
-from factory.located import header_fault, require_complete, weights_identity
+from factory.located import header_fault, model_identity, require_complete
 
 
 def faults_of(folder: Path) -> list[str]:
@@ -89,7 +89,7 @@ def test_pickles_are_refused_and_the_way_out_is_named(tiny_folder: Path) -> None
         f"they are loaded and are refused: make safetensors of them with `factory convert {tiny_folder} OUT`"
     )
     with pytest.raises(ModelError, match="factory convert"):
-        weights_identity(tiny_folder)
+        model_identity(tiny_folder)
 
 
 def test_a_folder_without_a_tokenizer_or_with_a_stray_name_is_told(tiny_folder: Path) -> None:

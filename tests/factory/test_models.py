@@ -79,15 +79,33 @@ def test_new_model_refuses_a_state_that_does_not_fit(tiny: Callable[..., PreTrai
         models.new_model(config, {**tensors, name: tensors[name][1:]}.items(), like=model)
 
 
-def test_identity_follows_the_bytes_and_its_cache_does_not_lie(tmp_path: Path) -> None:
-    folder, cache = tmp_path / "m", tmp_path / "identity.json"
-    folder.mkdir()
+def test_identity_follows_all_that_decides_what_a_model_says(tiny_target: Callable[..., Path], tmp_path: Path) -> None:
+    folder, cache = tiny_target("llama", tmp_path / "m"), tmp_path / "identity.json"
+    first = located.model_identity(folder, cache)
+    assert located.model_identity(folder, cache) == first == located.model_identity(folder)
+
+    def changed(name: str, old: str, new: str) -> str:
+        kept = (folder / name).read_text()
+        assert old in kept
+        (folder / name).write_text(kept.replace(old, new, 1))
+        found = located.model_identity(folder, cache)
+        (folder / name).write_text(kept)
+        return found
+
+    seen = {
+        first,
+        changed("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'),
+        changed("generation_config.json", '"eos_token_id": 2', '"eos_token_id": 3'),
+        changed("tokenizer.json", '"<unk>"', '"<UNK>"'),
+    }
+    assert len(seen) == 4
+    assert changed("config.json", '"transformers_version": "', '"transformers_version": "9') == first
     file = folder / "model.safetensors"
-    file.write_bytes(b"abc")
-    first = located.weights_identity(folder, cache)
-    assert located.weights_identity(folder, cache) == first == located.weights_identity(folder)
-    file.write_bytes(b"abcd")
-    assert located.weights_identity(folder, cache) != first
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    assert located.model_identity(folder, cache) not in seen
+    (folder / "README.md").write_text("not of the model")
 
 
 def test_what_cannot_be_loaded_says_so(tmp_path: Path) -> None:
@@ -95,6 +113,6 @@ def test_what_cannot_be_loaded_says_so(tmp_path: Path) -> None:
         located.locate(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ModelError, match=r"no \.safetensors file"):
-        located.weights_identity(tmp_path)
+        located.model_identity(tmp_path)
     with pytest.raises(ModelError, match="cannot load"):
         models.load_model(tmp_path, dtype=torch.float32)

@@ -128,6 +128,33 @@ def test_large_output_is_written_in_parts_that_transformers_reads(
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "cut").num_parameters() == model.num_parameters()
 
 
+@pytest.mark.parametrize(("family", "head"), [("llama", "lm_head.weight"), ("gpt_neox", "embed_out.weight")])
+def test_a_tied_head_that_is_stored_again_is_left_out_only_if_it_is_the_embedding(
+    family: str, head: str, families: dict[str, Callable[..., PreTrainedModel]], tmp_path: Path
+) -> None:
+    families[family](layers=3, tie_word_embeddings=True).save_pretrained(tmp_path / "full")
+    stored = load_file(tmp_path / "full" / "model.safetensors")
+    embedding = next(tensor for name, tensor in stored.items() if name.endswith(shards.EMBEDDINGS))
+    save_file({**stored, head: embedding.clone()}, tmp_path / "full" / "model.safetensors", metadata={"format": "pt"})
+    cut(tmp_path / "full", tmp_path / "cut")
+    assert head not in load_file(tmp_path / "cut" / "model.safetensors")
+    save_file({**stored, head: embedding + 1}, tmp_path / "full" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"ties head and embedding, but {head} is not"):
+        cut(tmp_path / "full", tmp_path / "other")
+
+
+def test_a_weight_too_large_for_the_dtype_is_refused(
+    families: dict[str, Callable[..., PreTrainedModel]], tmp_path: Path
+) -> None:
+    model = families["llama"](layers=3, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.norm.weight[0] = 1e6
+    model.save_pretrained(tmp_path / "full")
+    with pytest.raises(ModelError, match=r"model\.norm\.weight: a weight is too large for torch\.float16"):
+        cut(tmp_path / "full", tmp_path / "cut", dtype="float16")
+    assert cut(tmp_path / "full", tmp_path / "other", dtype="bfloat16").config.num_hidden_layers == 2
+
+
 def test_a_file_that_vanishes_is_told(families: dict[str, Callable[..., PreTrainedModel]], tmp_path: Path) -> None:
     families["llama"](layers=1).save_pretrained(tmp_path / "full")
     opened = Shards(tmp_path / "full", ANATOMIES["llama"], tied=False)

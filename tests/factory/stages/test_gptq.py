@@ -21,8 +21,9 @@ from transformers import (
 
 from factory.anatomy import shape_from_config
 from factory.data import TextBlocks, text_blocks
-from factory.errors import FactoryError, UnsupportedModel
+from factory.errors import FactoryError, ModelError, UnsupportedModel
 from factory.located import read_config
+from factory.quantized import gptqmodel
 from factory.stages import Given, Gptq
 from factory.stages.gptq import compare
 
@@ -111,7 +112,9 @@ def test_every_family_comes_back_as_it_was_in_memory(
     if ON_CPU:
         assert facts["kernel"] == ("TorchFusedLinear" if family == "gpt2" else "TorchAtenLinear")
         assert facts["only_saves_size"] is None
-    assert 0 < facts["reload"]["relative_error"] <= facts["reload"]["allowed"] < 0.25
+    assert (
+        0 < facts["reload"]["relative_error"] <= facts["reload"]["allowed"] <= 0.5
+    )  # these models are chaotic; unrelated ones differ by 1.4
     # unrelated logits have a relative error of 1.4; unrelated predictions share little
     assert facts["divergence"]["relative_error"] < 0.7
     assert facts["divergence"]["overlap"] > 0.4
@@ -221,3 +224,18 @@ def test_without_text_there_is_nothing_to_calibrate_on(tmp_path: Path) -> None:
     nothing = replace(given(tmp_path), text=None)
     with pytest.raises(FactoryError, match="give the recipe a `data` section"):
         Gptq(kind="gptq").quantize(tmp_path, tmp_path / "out", nothing)
+
+
+def test_weights_that_are_no_numbers_are_refused_before_gptqmodel_sees_them(llama: Path, tmp_path: Path) -> None:
+    stored = load_file(llama / "model.safetensors")
+    stored["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(stored, llama / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"up_proj\.weight holds NaN"):
+        Gptq(kind="gptq", group_size=32).quantize(llama, tmp_path / "out", given(tmp_path))
+
+
+def test_a_failing_thread_of_gptqmodel_does_not_end_the_process() -> None:
+    gptqmodel()
+    from gptqmodel.utils import threadx
+
+    threadx._DeviceWorker._abort_process(None, RuntimeError("it would end pytest"))

@@ -171,7 +171,8 @@ def test_impossible_keys_are_refused(keys: dict[str, object], reason: str) -> No
 def test_a_fraction_becomes_a_multiple() -> None:
     assert [stage(keep_ffn=f).channels(of_heads(8, 2, 11008)) for f in (0.5, 0.3, 0.001)] == [5504, 3296, 32]
     assert stage(keep_ffn=0.5, multiple_of=128).channels(of_heads(8, 2, 11008)) == 5504
-    assert stage(keep_ffn=0.9).channels(of_heads(8, 2, 40)) == 32  # never wider than it was
+    with pytest.raises(UnsupportedModel, match=r"0\.9 of 40 channels, as a multiple of 40, is all of them"):
+        stage(keep_ffn=0.9, multiple_of=40).channels(of_heads(8, 2, 40))
     assert stage(keep_ffn=[1, 2], multiple_of=1).channels(of_heads(8, 2)) == 2
 
 
