@@ -315,5 +315,5 @@ def test_weights_twice_in_one_folder_are_refused(tiny_folder: Path, tmp_path: Pa
     (tiny_folder / "model.safetensors.index.json").write_text(
         '{"weight_map": {"a": "model-00001-of-00001.safetensors"}}'
     )
-    with pytest.raises(ModelError, match="holds both model.safetensors and"):
+    with pytest.raises(ModelError, match=r"holds both model\.safetensors and"):
         build(load(recipe(tmp_path, tiny_folder)), tmp_path / "artifacts", silent)
