@@ -16,7 +16,7 @@ from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.reader import EagerReader
 from factory.edit import Shape
 from factory.errors import ArtifactError
-from factory.forecast import cost_ratio
+from factory.forecast import cost_ratio, served
 from factory.quantized import is_quantized, kernel_of, only_saves_size
 
 RAW = "--raw"
@@ -36,14 +36,13 @@ class Entry:
             return [Arm(None, PROMPT_LOOKUP, k) for k in self.ks]
         return [Arm(self.artifact.name, MODEL, k) for k in self.ks]
 
-    @property
-    def facts(self) -> ArmFacts:
-        """What its manifest says."""
+    def facts(self, dtype: str) -> ArmFacts:
+        """What its manifest says; c in bytes is that of both models as they run, in that dtype."""
         if self.artifact is None:
             return ArmFacts(parameters=0, bytes_on_disk=0, cost_ratio=None)
         made = self.artifact.manifest
         drafter, target = Shape(**made["shape"]), Shape(**made["target_shape"])
-        c = cost_ratio(drafter, target)
+        c = cost_ratio(served(drafter, dtype), served(target, dtype))
         return ArmFacts(int(made["parameters"]), int(made["bytes_on_disk"]), c, drafter, target)
 
 

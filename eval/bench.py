@@ -244,15 +244,16 @@ def _run(
         second = _measured(bench, sets, again, CONFIRM, parity, bounds)
     if fingerprint(model) != before:
         raise ModelError("the target's weights changed during the run, so no figure of it is true; nothing is written")
+    dtype = str(model.dtype).removeprefix("torch.")
     return Findings(
         plan=plan,
-        setting=Setting(device, str(model.dtype).removeprefix("torch."), bench.reader.name, plan.seed),
+        setting=Setting(device, dtype, bench.reader.name, plan.seed),
         target={
             **{key: anchor.manifest["target"].get(key) for key in ("model", "revision", "identity")},
             "context": bench.context,
             "weights_unchanged": True,
         },
-        facts={arm: entry.facts for entry in field for arm in entry.arms} | {Arm(): _target_facts(model)},
+        facts={arm: entry.facts(dtype) for entry in field for arm in entry.arms} | {Arm(): _target_facts(model)},
         sets=sets,
         parity=parity,
         exact=exact,

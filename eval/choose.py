@@ -87,8 +87,13 @@ def _pooled(arm: Arm, cells: Sequence[tuple[Cell, Cell]], seed: int) -> Candidat
 
 
 def shortlist(candidates: Sequence[Candidate], count: int = 2) -> list[Candidate]:
-    """The best lossless candidates by lower bound, best first: those worth a second measurement."""
+    """The best lossless candidates by lower bound, best first: those worth a second measurement.
+
+    One that never had a guess accepted writes as many tokens a pass as the target alone: whatever it
+    measured beyond 1 is noise, so it comes last.
+    """
     lossless = [candidate for candidate in candidates if candidate.lossless]
+    lossless = [one for one in lossless if one.alpha] or lossless
     return sorted(lossless, key=lambda c: (c.low, c.interval.value), reverse=True)[:count]
 
 
@@ -114,7 +119,7 @@ def verdict(
     warnings = [f"{candidate.arm.words}: {candidate.warning}" for candidate in chosen if candidate.warning]
     if failed:
         warnings.insert(0, f"left out, because outputs were not the target's own: {', '.join(dict.fromkeys(failed))}")
-    winner = next((candidate for candidate in standing if candidate.low > 1), None)
+    winner = next((candidate for candidate in standing if candidate.low > 1 and candidate.alpha), None)
     runner_up = next((candidate for candidate in standing if candidate is not winner), None)
     if winner is not None:
         first = next(candidate for candidate in chosen if candidate.arm == winner.arm)
@@ -170,7 +175,9 @@ def _praise(
         said.append("It needs no training and no memory: no trained drafter is needed here.")
     if runner_up is not None:
         said.append(f"Runner-up: {runner_up.arm.words}, {_figure(runner_up.interval)}.")
-        if runner_up.interval.high is not None and runner_up.interval.high > winner.low:
+        if runner_up.low > winner.low:
+            said.append("It did better here, but was not the first choice before: which is faster is not sure.")
+        elif runner_up.interval.high is not None and runner_up.interval.high > winner.low:
             said.append("The intervals of the two overlap: which is faster is not sure.")
     if winner.prompts < FEW_PROMPTS:
         said.append(f"Only {winner.prompts} prompts: the interval is rough.")

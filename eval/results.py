@@ -70,14 +70,13 @@ class Findings:
         return load("cuda" if self.setting.device.startswith("cuda") else "cpu")
 
     def _costs(self, arm: Arm) -> Costs | None:
-        """The forecast of an arm; of one without a model, drafting is free. None where no artifact says the shapes."""
+        """The forecast of an arm, of the target's own steps where no model drafts; None where no shapes are known."""
         targets = (facts.target_shape for facts in self.facts.values())
         target = next((shape for shape in targets if shape is not None), None)
         if target is None:
             return None
         dtype, drafter = self.setting.dtype, self.facts[arm].drafter_shape
-        costs = costs_in_time(served(drafter or target, dtype), served(target, dtype), self.profile, dtype)
-        return costs if drafter is not None else Costs(costs.target_s, 0.0, costs.verify)
+        return costs_in_time(served(drafter or target, dtype), served(target, dtype), self.profile, dtype)
 
     def _row(self, base: Cell, cell: Cell) -> dict[str, Any]:
         return measure(cell, base, self.facts[cell.arm], self.setting, self._costs(cell.arm)).row()

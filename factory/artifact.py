@@ -19,6 +19,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from factory.card import draw
 from factory.errors import ArtifactError
 from factory.files import write_atomically
 from factory.provenance import sha256_file, sha256_text
@@ -134,67 +135,8 @@ class Artifact:
 
     def write_card(self) -> None:
         """README.md: what it is, how it was made, what was measured."""
-        made = self.manifest
-        lines = [
-            f"# {self.name}",
-            "",
-            f"A drafter for speculative decoding with `{made['target']['model']}`"
-            + (", before any training (a control)." if made["raw"] else "."),
-            "",
-            "| what | value |",
-            "| --- | --- |",
-            f"| parameters | {made['parameters']:,} (target {made['target']['parameters']:,}) |",
-            f"| layers | {made['shape']['layers']} (target {made['target_shape']['layers']}) |",
-            f"| bytes on disk | {made['bytes_on_disk']:,} |",
-            f"| weights | {_format_words(made['weight_format'])} |",
-            f"| target weights | sha256 {made['target']['identity'][:16]} |",
-            "",
-            *_loading(made["weight_format"]),
-            "## Forecast",
-            "",
-            *_forecast_lines(made.get("forecast")),
-            "",
-            "## Measured",
-            "",
-        ]
-        evals = self.evals()
-        if evals:
-            verdict = evals[-1]["verdict"]
-            lines += [verdict["reason"], "", f"Hardware: {evals[-1]['hardware'].get('cpu')}"]
-            lines[-1] += f", {evals[-1]['hardware']['gpu']}" if evals[-1]["hardware"].get("gpu") else ""
-        else:
-            lines += [f"Not yet: `factory eval {self.folder.name}`"]
-        recipe = (self.folder / "recipe.yaml").read_text(encoding="utf-8").strip()
-        lines += ["", "## Recipe", "", "```yaml", recipe, "```", ""]
-        write_atomically(self.folder / "README.md", "\n".join(lines))
-
-
-def _format_words(stored: dict[str, Any]) -> str:
-    if stored["format"] != "gptq":
-        return str(stored["format"])
-    slow = f". {stored['only_saves_size']}" if stored["only_saves_size"] else ""
-    return f"GPTQ, {stored['bits']} bits, groups of {stored['group_size']}; kernel {stored['kernel']}{slow}"
-
-
-def _loading(stored: dict[str, Any]) -> list[str]:
-    """How to load it where stock transformers cannot."""
-    if stored["loader"] == "transformers":
-        return []
-    load = "`gptqmodel.GPTQModel.load(folder)`"
-    return [f"This folder loads through gptqmodel only, {load}: {stored['why_loader']}.", ""]
-
-
-def _forecast_lines(forecast: dict[str, Any] | None) -> list[str]:
-    """What its sizes promised before anything was measured."""
-    if forecast is None:
-        return ["None was made for it."]
-    ceiling, eager = (
-        next(best for best in forecast["best"][kind] if best["alpha"] == 0.8)["speedup"] for kind in ("bytes", "time")
-    )
-    return [
-        f"c {forecast['c_bytes']:.3f} in bytes and {forecast['c_time']:.3f} in time; at alpha .80 at best "
-        f"{ceiling:.2f}x where only bytes count, {eager:.2f}x with eager transformers on {forecast['profile']['name']}."
-    ]
+        recipe = (self.folder / "resolved.yaml").read_text(encoding="utf-8")
+        write_atomically(self.folder / "README.md", draw(self.manifest, self.evals(), recipe, self.folder))
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> Artifact:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from factory.anatomy import shape_from_config
 from factory.artifact import Artifact
 from factory.disk import DiskError, disk_errors
-from factory.errors import ArtifactError, FactoryError, ModelError, UnsupportedModel
+from factory.errors import ArtifactError, FactoryError, ModelError, RecipeError, UnsupportedModel
 from factory.files import locked, write_atomically
 from factory.job import Job, Progress, shapes_of
 from factory.located import locate, model_identity, read_config, require_complete
@@ -45,6 +47,10 @@ def build(candidates: Sequence[Loaded], out: Path, progress: Progress, jobs: int
             names = {name: (job, count) for job in made for name, count in wanted(job).items()}
             finished = {name: _complete(out / name, job.chain[count - 1]) for name, (job, count) in names.items()}
             missing = {name: names[name][1] for name, artifact in finished.items() if artifact is None}
+            for name in missing:
+                if (out / name).exists():
+                    kept = out / ".cache" / "replaced"
+                    _LOG.warning("%s: the artifact of another recipe there will be kept in %s", out / name, kept)
             if missing:
                 _require_first_tokens(made)
                 tasks = tasks_of(made, missing)
@@ -59,6 +65,7 @@ def _jobs(candidates: Sequence[Loaded], out: Path, progress: Progress) -> list[J
     first = candidates[0]
     located = locate(first.require_target(), first.recipe.target.revision)
     config = read_config(located.folder)
+    _require_same_sizes(first, config)
     _require_possible(candidates, config)
     require_complete(located.folder)
     identity = model_identity(located.folder, out / ".cache" / "identity.json")
@@ -70,6 +77,19 @@ def _jobs(candidates: Sequence[Loaded], out: Path, progress: Progress) -> list[J
             texts[key] = _prompt_texts(loaded.recipe, out / ".cache")
         jobs.append(Job(loaded, located, identity, config, out, texts[key], progress))
     return jobs
+
+
+def _require_same_sizes(loaded: Loaded, config: dict[str, Any]) -> None:
+    """Raises RecipeError where the recipe's `config` file, which forecasts are made from, is of another model."""
+    if loaded.recipe.target.config is None:
+        return
+    told = loaded.target_config()
+    if told is None:
+        return
+    theirs, ours = (replace(shape_from_config(each), bits=0, table_bits=0) for each in (told, config))
+    if theirs != ours:
+        place = loaded.document.place(("target", "config"))
+        raise RecipeError(f"{place}: its sizes are not those of the target; remove the key, or name the right file")
 
 
 def _require_possible(candidates: Sequence[Loaded], config: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from factory.disk import disk_errors
 from factory.errors import ModelError
+from factory.files import readable
 from factory.located import pickles, read_config
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ def _write(
         for part in _parts(_state(source), left_out, part_bytes):
             file = working / f"part-{len(written)}"
             save_file(part, file, metadata={"format": "pt"})
+            readable(file)
             written.append((file, list(part)))
             total_bytes += sum(tensor.nbytes for tensor in part.values())
     progress(len(sources), len(sources), "converting")

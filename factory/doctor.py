@@ -129,7 +129,7 @@ def kernels() -> dict[str, str]:
     compiler = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
     quantised = "yes" if importlib.util.find_spec("gptqmodel") else "no: pip install 'drafter-factory[gptq]'"
     if quantised == "yes" and not cuda:
-        quantised = "yes, without CUDA: it quantises, and its models load, but are slower than unquantised ones"
+        quantised = "yes, without CUDA: 4-bit layers are read as they are stored, other widths only save size"
     onednn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
     return {
         "CUDA": f"yes, {torch.version.cuda}" if cuda else "no: torch finds no CUDA device",

@@ -10,9 +10,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from factory.anatomy import BITS
 from factory.edit import Shape
 from factory.files import SHARD_BYTES
-from factory.forecast import BITS, step_seconds
+from factory.forecast import step_seconds
 from factory.profile import DeviceProfile
 from factory.prompts import read_prompts
 from factory.recipe import Data

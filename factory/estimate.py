@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from factory.anatomy import shape_from_config
+from factory.anatomy import shape_from_config, stored_as
 from factory.edit import Shape
 from factory.effort import PROMPT_TOKENS, Effort, effort_of, text_of, writing
 from factory.errors import FactoryError, UnsupportedModel
@@ -33,7 +33,7 @@ class Step:
     """One line of a forecast: the target, its writing, or a stage; what it is like afterwards."""
 
     what: str
-    shape: Shape
+    shape: Shape  # as it is stored; what it runs as decides c and the effort
     c_bytes: float
     effort: Effort | None  # None for the target as it is given
 
@@ -49,13 +49,14 @@ class Forecast:
     in_bytes: Costs  # the ceiling on any hardware
     in_time: Costs  # on the device, with eager transformers
     disk_bytes: float  # that a build adds, the download of the target counted
+    download_bytes: float  # of the target; 0 where it lies on this machine
     disk_free_bytes: int | None  # None: not known, or not asked
     warnings: tuple[str, ...]
     faults: tuple[str, ...]  # why it does not fit; empty where it does
 
     @property
     def target(self) -> Shape:
-        """As it is served."""
+        """As it is stored."""
         return self.steps[0].shape
 
     @property
@@ -90,10 +91,17 @@ class Forecast:
         marks = ["low ceiling"] if ceiling < LOW_CEILING else []
         marks += [] if self.fits else ["does not fit"]
         return (
-            f"{self.target.layers} -> {self.drafter.layers} layers, {count(self.drafter.parameters)} parameters, "
+            f"{_change(self.target.layers, self.drafter.layers)} layers{self._widths()}, "
+            f"{count(self.drafter.parameters)} parameters, "
             f"c = {self.in_bytes.c:.3f} in bytes (at best {ceiling:.2f}x at alpha .80, k = {k}), "
             f"{self.in_time.c:.3f} in time ({here:.2f}x, k = {here_k}){''.join(f'; {mark}' for mark in marks)}"
         )
+
+    def _widths(self) -> str:
+        """What else got smaller."""
+        pairs = [("FFN", self.target.ffn, self.drafter.ffn), ("heads", self.target.heads, self.drafter.heads)]
+        said = [f", {name} {_change(before, after)}" for name, before, after in pairs if before != after]
+        return "".join(said) + (f", {self.drafter.bits:.2g} bits" if self.drafter.bits < self.target.bits else "")
 
     def lines(self) -> list[str]:
         """For the terminal: a table of steps, the two models of what it gains, whether it fits, warnings."""
@@ -152,12 +160,12 @@ def forecast_recipe(
 ) -> Forecast | None:
     """The forecast of one candidate; None where no config.json of the target is at hand (say WITHOUT_CONFIG).
 
-    The config is the recipe's own, a target folder's, `config`, or the Hub's where that is reachable. `out` is
+    The config is `config`, the recipe's own, a target folder's, or the Hub's where that is reachable. `out` is
     where the build would write: without it free disk is not looked at, as is right for another machine.
     Raises UnsupportedModel, with the file and line of the stage that cannot be done.
     """
     recipe = loaded.recipe
-    config = loaded.target_config() or config
+    config = config or loaded.target_config()
     if config is None and recipe.target.model is not None and not Path(recipe.target.model).is_dir():
         config = hub_config(recipe.target.model, recipe.target.revision)
     if config is None:
@@ -165,24 +173,29 @@ def forecast_recipe(
     dtype = profile.default_dtype(recipe.target.dtype)
     place = loaded.document.place(("target",))
     try:
-        target = before = served(shape_from_config(config), dtype)
+        given = before = shape_from_config(stored_as(config, recipe.target.dtype))
+        target = served(given, dtype)
         text = text_of(recipe.data)
-        steps = [Step("target", target, 1.0, None)]
+        steps = [Step("target", given, 1.0, None)]
         if text is not None and text.new_tokens and any(stage.needs_text for stage in recipe.stages):
-            steps.append(Step("text", target, 1.0, writing(text, target, profile, dtype)))
+            steps.append(Step("text", given, 1.0, writing(text, target, profile, dtype)))
         for index, stage in enumerate(recipe.stages):
             place = loaded.place(index)
             stage.require(config)
             after = stage.forecast(before)
-            effort = effort_of(stage, before, after, target, text, profile, dtype)
-            steps.append(Step(stage.kind, after, cost_ratio(after, target), effort))
+            runs = served(after, dtype)
+            effort = effort_of(stage, served(before, dtype), runs, target, text, profile, dtype)
+            effort = replace(effort, disk_bytes=effort.disk_bytes - runs.weight_bytes + after.weight_bytes)
+            steps.append(Step(stage.kind, after, cost_ratio(runs, target), effort))
             before = after
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{place}: {error}") from None
-    free = _free_bytes(out) if out is not None else None
+    free = free_bytes(out) if out is not None else None
     disk = sum(step.effort.disk_bytes for step in steps if step.effort) + before.weight_bytes
-    disk += 0 if Path(recipe.target.model or "").is_dir() else target.weight_bytes
-    in_bytes, in_time = costs_in_bytes(before, target), costs_in_time(before, target, profile, dtype)
+    download = 0.0 if Path(recipe.target.model or "").is_dir() else shape_from_config(config).weight_bytes
+    disk += download
+    drafter = served(before, dtype)
+    in_bytes, in_time = costs_in_bytes(drafter, target), costs_in_time(drafter, target, profile, dtype)
     memory = max(steps[1:], key=lambda step: step.effort.memory_bytes if step.effort else 0)
     needed = memory.effort.memory_bytes if memory.effort else 0.0
     warnings = _warnings(in_bytes, in_time, before, profile)
@@ -190,10 +203,10 @@ def forecast_recipe(
     if available is not None and total is not None and available < needed <= total:
         warnings.append(f"{memory.what} needs {size(needed)} of memory, and {size(available)} are free now")
     if recipe.data and isinstance(recipe.data.prompts, HubPrompts):
-        given = recipe.data.prompts.samples
-        if text is not None and given is not None and text.new_tokens and text.rows < given:
+        asked = recipe.data.prompts.samples
+        if text is not None and asked is not None and text.new_tokens and text.rows < asked:
             warnings.append(
-                f"of {given:,} prompts the target continues {text.rows:,}: set data.samples to what it should write"
+                f"of {asked:,} prompts the target continues {text.rows:,}: set data.samples to what it should write"
             )
         warnings.append(
             f"time and memory take the prompts for {PROMPT_TOKENS} tokens each: they are not on this machine"
@@ -206,6 +219,7 @@ def forecast_recipe(
         in_bytes=in_bytes,
         in_time=in_time,
         disk_bytes=disk,
+        download_bytes=download,
         disk_free_bytes=free,
         warnings=tuple(warnings),
         faults=tuple(_faults(memory.what, needed, disk, free, profile)),
@@ -243,7 +257,31 @@ def _faults(what: str, needed: float, disk: float, free: int | None, profile: De
     return found
 
 
-def _free_bytes(out: Path) -> int | None:
+def require_room(forecasts: Sequence[Forecast], out: Path, jobs: int) -> None:
+    """Raises FactoryError where candidates that are built into `out` together are forecast not to fit this machine.
+
+    Processes that work at once each hold a target. Disk is asked for all candidates, the download once;
+    where an earlier build left stages in `out`, part of it is there already, and a full disk will be
+    said when it comes: what is finished then is kept.
+    """
+    faults: dict[str, None] = {}
+    for forecast in forecasts:
+        faults |= dict.fromkeys(f"{forecast.name}: {fault}" for fault in forecast.faults)
+    first = forecasts[0]
+    needed = max(forecast.peak_memory_bytes for forecast in forecasts) * min(jobs, len(forecasts))
+    limit = first.profile.memory_bytes
+    if not faults and jobs > 1 and limit is not None and needed > limit:
+        faults[f"{jobs} candidates at once need about {size(needed)} of memory, of {size(limit)}; lower --jobs"] = None
+    free = free_bytes(out)
+    disk = first.download_bytes + sum(forecast.disk_bytes - forecast.download_bytes for forecast in forecasts)
+    if free is not None and disk > free and not (out / ".cache" / "stages").is_dir():
+        faults[f"the build needs about {size(disk)} of disk, and {size(free)} are free; give another --out"] = None
+    if faults:
+        raise FactoryError("\n".join([*faults, "to build it all the same, say --yes"]))
+
+
+def free_bytes(out: Path) -> int | None:
+    """Free disk where a folder is or would be; None where the system does not say."""
     place = out.resolve()
     while not place.exists():
         place = place.parent
@@ -257,6 +295,10 @@ def _row(step: Step) -> Sequence[str]:
     shape, effort = step.shape, step.effort
     cells = (step.what, str(shape.layers), count(shape.parameters), size(shape.weight_bytes), f"{step.c_bytes:.3f}")
     return (*cells, size(effort.memory_bytes) if effort else "", seconds(effort.seconds) if effort else "")
+
+
+def _change(before: int, after: int) -> str:
+    return str(after) if before == after else f"{before} -> {after}"
 
 
 def _best(costs: Costs) -> str:

@@ -28,6 +28,13 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def readable(path: Path) -> None:
+    """Give a file the mode that any new file has here; libraries that write through a temporary one make it private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[int]:
     """Hold the folder's lock file; yields its descriptor. Raises FactoryError where another process holds it.

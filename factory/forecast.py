@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from factory.anatomy import BITS
 from factory.edit import Shape
 from factory.profile import DeviceProfile
 
 ALPHAS = (0.6, 0.7, 0.8, 0.9)
 KS = range(1, 17)
 LOW_CEILING = 1.3  # best speedup at alpha .80 below which a drafter is hardly worth its training
-BITS = {"float64": 64.0, "float32": 32.0, "bfloat16": 16.0, "float16": 16.0}
 
 
 def cost_ratio(drafter: Shape, target: Shape) -> float:

@@ -18,7 +18,10 @@ def hub_config(model: str, revision: str | None = None) -> dict[str, Any] | None
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
-    cached = try_to_load_from_cache(model, "config.json", revision=revision)
+    try:
+        cached = try_to_load_from_cache(model, "config.json", revision=revision)
+    except ValueError:  # no name that the Hub could know
+        return None
     if isinstance(cached, str):
         return _object(Path(cached).read_text(encoding="utf-8"))
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):

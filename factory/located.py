@@ -128,7 +128,6 @@ def beside(folder: Path) -> list[Path]:
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
-    "tokenizer_config.json",
     "vocab.json",
     "vocab.txt",
     "spiece.model",

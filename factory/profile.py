@@ -48,12 +48,12 @@ class DeviceProfile:
     def peak(self, dtype: str, tokens: int | None = None) -> float:
         """FLOP/s of matrix products in `dtype`; with `tokens`, of products of that many rows.
 
-        float16 counts as bfloat16, and float64 as half of float32.
+        float16 counts as bfloat16, and float64 as half of float32. One row is bound by reading alone.
         """
         name = {"float16": "bfloat16", "float64": "float32"}.get(dtype, dtype)
         share = 0.5 if dtype == "float64" else 1.0
         points = self.few_rows_flop_per_s.get(name, ())
-        if tokens is None or tokens > FEW_ROWS or not points:
+        if tokens is None or tokens == 1 or tokens > FEW_ROWS or not points:  # one row is as fast as it is read
             return share * self.peak_flop_per_s[name]
         return share * _rate_at(tokens, points)
 
@@ -83,7 +83,7 @@ BUILT_IN: dict[str, DeviceProfile] = {
         bandwidth_bytes_per_s=25e9,
         peak_flop_per_s={"float32": 136e9, "bfloat16": 136e9},
         # 5 and 8 rows through the 110 M weights of a 12-layer Llama's nn.Linear took 66.5 and 70.0 ms there.
-        few_rows_flop_per_s=dict.fromkeys(("float32", "bfloat16"), ((5, 16500000000.0), (8, 25000000000.0))),
+        few_rows_flop_per_s={"float32": ((5, 16500000000.0), (8, 25000000000.0))},
         layer_overhead_s=_OVERHEAD_S,
         threads=2,
     ),

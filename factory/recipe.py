@@ -254,8 +254,10 @@ def _located(recipe: Recipe, document: Document, folder: Path) -> Recipe:
         model = find(("target", "model"), target.model, "folder")
         if model and not (Path(model) / "config.json").is_file():
             faults.append((("target", "model"), f"{model} holds no config.json; name a Hugging Face model folder"))
-        config = find(("target", "config"), target.config, "file") if target.config else None
-        changes["target"] = target.model_copy(update={"model": model or target.model, "config": config})
+        changes["target"] = target.model_copy(update={"model": model or target.model})
+    if target.config is not None:
+        config = find(("target", "config"), target.config, "file")
+        changes["target"] = changes.get("target", target).model_copy(update={"config": config})
     if data and isinstance(data.prompts, str) and data.prompts != _BOS:
         prompts = find(("data", "prompts"), data.prompts, "file")
         if Path(data.prompts).suffix not in (".txt", ".jsonl"):

@@ -32,7 +32,7 @@ def special_tokens(folder: Path) -> SpecialTokens:
         generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         generation = {}
-    ids = generation.get("eos_token_id")
+    ids = generation.get("eos_token_id") if isinstance(generation, dict) else None
     ids = config["eos_token_id"] if ids is None else ids
     ends = frozenset(() if ids is None else [ids] if isinstance(ids, int) else ids)
     begins = (i for i in (config["bos_token_id"], *sorted(ends)) if i is not None and i < config["vocab_size"])

@@ -24,7 +24,7 @@ from factory.data import TextBlocks, encode_prompts, split_held_out, text_blocks
 from factory.edit import Edit
 from factory.errors import DataError, FactoryError
 from factory.estimate import forecast_recipe
-from factory.files import write_atomically
+from factory.files import readable, write_atomically
 from factory.job import Job
 from factory.located import model_identity, read_config
 from factory.meter import metered
@@ -138,7 +138,10 @@ class Workshop:
             facts = self._applied(stage, source, working / "model", given)
         if self._target is not None and models.fingerprint(self._target) != self._bits:
             raise FactoryError(f"stage {stage.kind} changed the target's weights: nothing of it is kept; report this")
-        sums = {path.name: sha256_file(path) for path in sorted((working / "model").iterdir())}
+        files = sorted((working / "model").iterdir())
+        for path in files:
+            readable(path)
+        sums = {path.name: sha256_file(path) for path in files}
         record = {"stage": stage.model_dump(), "version": stage.version, "facts": {**facts, **taken}, "files": sums}
         write_atomically(working / "stage.json", json.dumps(record, indent=1))
         working.rename(folder)

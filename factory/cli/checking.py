@@ -29,7 +29,10 @@ def check(
     ] = "here",
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is wrong with recipes, or forecast what they will make. Needs no network and loads no model."""
+    """Say what is wrong with recipes, or forecast what they will make. Loads no model.
+
+    A target's config.json is asked of the Hub where neither the recipe nor this machine has it.
+    """
     from factory import profile
     from factory.recipe import load
 
@@ -78,11 +81,15 @@ def _recipe_files(arguments: list[str]) -> Iterator[tuple[Path, str]]:
 def _forecasts(candidates: list[Loaded], device: DeviceProfile) -> list[Forecast | None]:
     """One for each candidate. Raises FactoryError with everything that the target does not allow."""
     from factory.estimate import forecast_recipe
+    from factory.located import pickles, require_complete, weight_files
 
     found: list[Forecast | None] = []
     faults: dict[str, None] = {}  # candidates share most of theirs
     for loaded in candidates:
         try:
+            folder = Path(loaded.recipe.target.model or "")
+            if folder.is_absolute() and (pickles(folder) or weight_files(folder)):  # a config alone is enough here
+                require_complete(folder)
             found.append(forecast_recipe(loaded, device))
         except FactoryError as error:
             faults |= dict.fromkeys(str(error).splitlines())
@@ -120,6 +127,7 @@ def _lines(path: Path, candidates: list[Loaded], forecasts: list[Forecast | None
         yield from forecast.lines()
     else:
         yield f"ok     {path}: {name}: {stages}; {forecast.summary()}"
+        yield from (f"    {fault}" for fault in forecast.faults)
 
 
 def _record(path: Path, candidates: list[Loaded], forecasts: list[Forecast | None]) -> dict[str, Any]:

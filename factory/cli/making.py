@@ -42,7 +42,7 @@ def build(
     candidates = load(path, settings or (), target, many="all" if yes else "refuse")
     candidates[0].require_target()  # before torch is imported
     if not yes:
-        _require_room(candidates, out)
+        _require_room(candidates, out, jobs)
     from factory.build import build as build_candidates
 
     with shown_progress(quiet) as progress:
@@ -65,7 +65,8 @@ def _default_recipe(target: str | None, out: Path) -> Path:
     from factory.files import write_atomically
     from factory.located import locate, read_config
 
-    made = default_recipe(target, read_config(locate(target).folder), profile.load())
+    name = str(Path(target).resolve()) if Path(target).is_dir() else target  # the recipe may be moved
+    made = default_recipe(name, read_config(locate(target).folder), profile.load())
     path = out / ".cache" / "recipes" / f"{made.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, made.text)
@@ -73,18 +74,13 @@ def _default_recipe(target: str | None, out: Path) -> Path:
     return path
 
 
-def _require_room(candidates: list[Loaded], out: Path) -> None:
-    """Raises FactoryError where a candidate that is still to be made is forecast not to fit into this machine."""
+def _require_room(candidates: list[Loaded], out: Path, jobs: int) -> None:
+    """Raises FactoryError where what is still to be made is forecast not to fit into this machine."""
     from factory import profile
-    from factory.estimate import forecast_recipe
+    from factory.estimate import forecast_recipe, require_room
 
     here = profile.load()
-    faults: dict[str, None] = {}
-    for loaded in candidates:
-        if (out / loaded.name / "manifest.json").is_file():
-            continue
-        forecast = forecast_recipe(loaded, here, out=out)
-        if forecast is not None and not forecast.fits:
-            faults |= dict.fromkeys(f"{loaded.name}: {fault}" for fault in forecast.faults)
-    if faults:
-        raise FactoryError("\n".join([*faults, "to build it all the same, say --yes"]))
+    missing = [loaded for loaded in candidates if not (out / loaded.name / "manifest.json").is_file()]
+    forecasts = [forecast for loaded in missing if (forecast := forecast_recipe(loaded, here)) is not None]
+    if forecasts:
+        require_room(forecasts, out, jobs)

@@ -22,7 +22,8 @@ def facts(artifact: Artifact) -> dict[str, Any]:
 
     made = artifact.manifest
     shape, target = Shape(**made["shape"]), Shape(**made["target_shape"])
-    c = cost_ratio(shape, target)
+    forecast = made.get("forecast")
+    c = forecast["c_bytes"] if forecast else cost_ratio(shape, target)  # as it runs; as it is stored
     speedup, k = best_speedup(ALPHA, c)
     measured = [stage for stage in made["facts"] if stage.get("held_out_after")]
     overlap = (
@@ -63,7 +64,7 @@ def show(artifacts: Sequence[Artifact]) -> None:
             str(row["layers"]),
             str(row["ffn"]),
             str(row["heads"]),
-            f"{row['bits']:g}",
+            f"{row['bits']:.3g}",
             f"{row['parameters'] / 1e6:.2f}",
             f"{row['bytes_on_disk'] / 1e6:.1f}",
             f"{row['cost_ratio']:.3f}",

@@ -37,7 +37,7 @@ class DropLayers(StructuralStage):
         if isinstance(self.keep, list):
             if not self.keep or sorted(set(self.keep)) != self.keep or self.keep[0] < 0:
                 raise ValueError(f"keep: a list must be rising layer indices from 0, got {self.keep}")
-        elif isinstance(self.keep, float) and not 0 < self.keep < 1:
+        elif isinstance(self.keep, float) and not 0 < self.keep <= 1:
             raise ValueError(
                 f"keep: a fraction must lie between 0 and 1, got {self.keep}; for a count write {self.keep:.0f}"
             )

@@ -49,7 +49,7 @@ class PruneWidth(StructuralStage):
             if isinstance(value, list):
                 if not value or sorted(set(value)) != value or value[0] < 0:
                     faults.append(f"{key}: a list must be rising channel indices from 0")
-            elif isinstance(value, float) and not 0 < value < 1:
+            elif isinstance(value, float) and not 0 < value <= 1:
                 faults.append(f"{key}: a fraction must lie between 0 and 1, got {value}; for a count write {value:.0f}")
             elif isinstance(value, int) and value < 1:
                 faults.append(f"{key}: at least 1 must stay, got {value}")
@@ -103,12 +103,12 @@ class PruneWidth(StructuralStage):
             return len(self.keep_ffn)
         if isinstance(self.keep_ffn, float):
             rounded = max(1, round(self.keep_ffn * shape.ffn / self.multiple_of)) * self.multiple_of
-            if rounded >= shape.ffn:
+            if rounded >= shape.ffn and self.keep_ffn < 1:
                 raise UnsupportedModel(
                     f"prune_width: keep_ffn {self.keep_ffn} of {shape.ffn} channels, as a multiple of "
                     f"{self.multiple_of}, is all of them; keep less, or lower multiple_of"
                 )
-            return rounded
+            return min(rounded, shape.ffn)
         if self.keep_ffn > shape.ffn:
             raise UnsupportedModel(f"prune_width: keep_ffn is {self.keep_ffn}, the model has {shape.ffn} channels")
         return self.keep_ffn

@@ -13,15 +13,17 @@ FACTS = {
     "dtype": "float32",
     "parameters": 5,
     "bytes_on_disk": 20,
-    "shape": {"layers": 1},
-    "target_shape": {"layers": 4},
+    "weight_format": {"format": "float32", "loader": "transformers"},
+    "shape": {"layers": 1, "ffn": 8, "heads": 2, "kv_heads": 1, "head_dim": 4},
+    "target_shape": {"layers": 4, "ffn": 16, "heads": 4, "kv_heads": 2, "head_dim": 4},
+    "facts": [{"kind": "drop_layers", "edit": {"keep_layers": [3]}}, {"kind": "prune_width", "edit": {}}],
 }
 
 
 def made(folder: Path) -> Artifact:
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "model.safetensors").write_bytes(b"weights")
-    (folder / "recipe.yaml").write_text("name: x\n")
+    (folder / "resolved.yaml").write_text("name: x\n")
     return write_manifest(folder, FACTS)
 
 
@@ -34,14 +36,14 @@ def test_a_finished_artifact_opens_and_verifies(tmp_path: Path) -> None:
 def test_a_damaged_or_missing_file_is_named(tmp_path: Path) -> None:
     artifact = made(tmp_path / "x")
     (tmp_path / "x" / "model" / "model.safetensors").write_bytes(b"weightz")
-    (tmp_path / "x" / "recipe.yaml").unlink()
-    with pytest.raises(ArtifactError, match=r"(?s)model\.safetensors: damaged.*recipe\.yaml: missing"):
+    (tmp_path / "x" / "resolved.yaml").unlink()
+    with pytest.raises(ArtifactError, match=r"(?s)model\.safetensors: damaged.*resolved\.yaml: missing"):
         artifact.verify()
 
 
 @pytest.mark.parametrize(
     ("manifest", "message"),
-    [(None, "no manifest.json"), ("{", "damaged"), ('{"schema_version": 99}', "not a manifest of version 1")],
+    [(None, "no manifest.json"), ("{", "damaged"), ('{"schema_version": 99}', "not a manifest of version 2")],
 )
 def test_what_is_not_a_finished_artifact_is_refused(tmp_path: Path, manifest: str | None, message: str) -> None:
     if manifest is not None:
@@ -59,10 +61,23 @@ def test_no_such_folder(tmp_path: Path) -> None:
 
 def test_an_eval_belongs_to_the_manifest_it_measured(tmp_path: Path) -> None:
     artifact = made(tmp_path / "x")
-    results = {"verdict": {"reason": "x is 1.5 times as fast"}, "hardware": {"cpu": "a cpu"}}
+    figures = {"k": 2, "prompts": 8, "speedup": 1.5, "speedup_low": 1.25, "speedup_high": 1.75, "alpha": 0.625}
+    mine = {**figures, "artifact": "x", "prompt_set": "confirm", "forecast_speedup": 1.75, "round_cost": 1.5}
+    results = {
+        "verdict": {"reason": "y is 1.9 times as fast"},
+        "hardware": {"cpu": "a cpu", "threads": 2},
+        "target": {"dtype": "float32", "reader": "eager"},
+        "suites": [{"name": "code"}],
+        "candidates": [mine, {**mine, "artifact": "y", "speedup": 1.9}],
+    }
     path = artifact.write_eval(results)
     assert json.loads(path.read_text())["manifest_sha256"] == artifact.manifest_digest()
-    assert "x is 1.5 times as fast" in (tmp_path / "x" / "README.md").read_text()
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert "| 2 | 8 fresh | 1.50x (1.25 to 1.75) | 1.75 | 0.62 | 1.50 |" in card
+    assert "1.90x" not in card  # its own figures only, and the verdict
+    assert "Of all that took part: y is 1.9 times as fast" in card
+    assert "a cpu, 2 threads; float32, reader eager, batch 1; prompts: code." in card
+    assert "| layers | 1 (target 4): 3 |" in card and "| heads | 2 on 1 key/value heads of 4 (target" in card
     artifact.verify()  # evaluations and the card do not count as damage
     write_manifest(tmp_path / "x", {**FACTS, "parameters": 6})
     assert artifact.evals() == []

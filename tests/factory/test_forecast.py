@@ -259,7 +259,7 @@ def test_what_does_not_fit_is_refused_and_named(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forecast(tmp_path)
     (loaded,) = load(tmp_path / "r.yaml")
-    monkeypatch.setattr("factory.estimate._free_bytes", lambda _out: 10**9)
+    monkeypatch.setattr("factory.estimate.free_bytes", lambda _out: 10**9)
     assert forecast_recipe(loaded, BUILT_IN["h200"]).fits  # type: ignore[union-attr]
     found = forecast_recipe(loaded, BUILT_IN["h200"], out=tmp_path)
     assert found is not None and "of disk, and 1.0 GB are free" in found.faults[0]
