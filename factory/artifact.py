@@ -148,11 +148,16 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> Artifact:
     return Artifact(folder, manifest)
 
 
-def list_artifacts(folder: str | Path) -> list[Artifact]:
-    """Complete artifacts directly in a folder, by name; the folder itself where it is one. Raises ArtifactError."""
+def artifact_folders(folder: str | Path) -> list[Path]:
+    """Folders with a manifest directly in a folder, by name; the folder itself where it has one. Raises ArtifactError."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: no such folder; `factory build RECIPE --out {folder}` makes one")
     if (folder / "manifest.json").is_file():
-        return [Artifact.open(folder)]
-    return [Artifact.open(path.parent) for path in sorted(folder.glob("*/manifest.json"))]
+        return [folder]
+    return [path.parent for path in sorted(folder.glob("*/manifest.json"))]
+
+
+def list_artifacts(folder: str | Path) -> list[Artifact]:
+    """The artifacts of those folders. Raises ArtifactError where one is damaged."""
+    return [Artifact.open(place) for place in artifact_folders(folder)]

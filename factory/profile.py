@@ -130,11 +130,14 @@ def named(device: str) -> DeviceProfile:
         return load()
     if device == "cpu":
         return load("cpu")
-    if device not in BUILT_IN:
+    if device.lower() not in BUILT_IN:
         known = ["here", *BUILT_IN]
-        meant = did_you_mean(device, known) or f"; one of {', '.join(known)}"
-        raise FactoryError(f"--device {device}: no such profile{meant}; `factory doctor` measures this machine's own")
-    return BUILT_IN[device]
+        meant = did_you_mean(device, known) or ""
+        raise FactoryError(
+            f"--device {device}: no such profile{meant}; known: {', '.join(known)}; "
+            "`factory doctor` measures this machine's own"
+        )
+    return BUILT_IN[device.lower()]
 
 
 def load(kind: Kind | None = None) -> DeviceProfile:

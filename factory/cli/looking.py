@@ -9,18 +9,26 @@ import typer
 
 from factory.cli import tables
 from factory.cli.shell import app, reported
+from factory.errors import ArtifactError
 
 
 @app.command()
 @reported
 def ls(folder: Annotated[Path, typer.Argument(metavar="DIR")] = Path("artifacts")) -> None:
     """List the drafters in a folder."""
-    from factory.artifact import list_artifacts
+    from factory.artifact import Artifact, artifact_folders
 
-    artifacts = list_artifacts(folder)
-    if not artifacts:
+    artifacts, faults = [], []
+    for place in artifact_folders(folder):
+        try:
+            artifacts.append(Artifact.open(place))
+        except ArtifactError as error:  # one that is damaged hides no other
+            faults.append(str(error))
+    if not artifacts and not faults:
         typer.echo(f"{folder}: no artifact yet; `factory build RECIPE --out {folder}` makes one", err=True)
     tables.listed(artifacts)
+    if faults:
+        raise ArtifactError("\n".join(faults))
 
 
 @app.command()

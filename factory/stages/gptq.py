@@ -72,9 +72,8 @@ class Gptq(QuantizingStage):
         if unfit:
             fitting = [group for group in GROUPS if not any(width % group for width in inputs.values())]
             named = " and ".join(f"{name} {width}" for name, width in unfit.items())
-            nearest = ", ".join(
-                f"{w // step * step or step} or {-(-w // step) * step} for {w}" for w in sorted({*unfit.values()})
-            )
+            near = {w: dict.fromkeys((w // step * step or step, -(-w // step) * step)) for w in sorted({*unfit.values()})}
+            nearest = ", ".join(f"{' or '.join(map(str, legal))} for {w}" for w, legal in near.items())
             smaller = f"; or write `group_size: {fitting[0]}`" if fitting else ""
             raise UnsupportedModel(
                 f"gptq: {named} cannot be cut into groups of {step}: the nearest widths are {nearest}{smaller}"
