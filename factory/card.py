@@ -23,7 +23,7 @@ def draw(made: dict[str, Any], evals: list[dict[str, Any]], recipe: str, folder:
         f"| heads | {_heads(made['shape'])} (target {_heads(made['target_shape'])}) |",
         f"| bytes on disk | {made['bytes_on_disk']:,} |",
         f"| weights | {_format_words(made['weight_format'])} |",
-        f"| target weights | sha256 {made['target']['identity'][:16]} |",
+        f"| target (weights, config, tokenizer) | sha256 {made['target']['identity'][:16]} |",
         "",
         *_loading(made["weight_format"]),
         "## Forecast",
