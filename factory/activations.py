@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from factory.anatomy import Anatomy, anatomy_of
 from factory.data import TextBlocks
+from factory.limits import SCORED_ROWS
 from factory.tensors.saliency import channel_contribution, head_contribution, magnitude
 
-SCORED_ROWS = 64  # rows of text that activation-based scores look at
 ROWS_AT_ONCE = 4  # every layer's residual stream of that many rows is held
 
 Progress = Callable[[int, int, str], None]

@@ -149,7 +149,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> Artifact:
 
 
 def artifact_folders(folder: str | Path) -> list[Path]:
-    """Folders with a manifest directly in a folder, by name; the folder itself where it has one. Raises ArtifactError."""
+    """Folders with a manifest in a folder, by name; the folder itself where it has one. Raises ArtifactError."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: no such folder; `factory build RECIPE --out {folder}` makes one")

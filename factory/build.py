@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,29 @@ from factory.located import locate, model_identity, read_config, require_complet
 from factory.prompts import load_dataset_prompts, read_prompts
 from factory.provenance import sha256_text
 from factory.recipe import Loaded, Recipe
+from factory.room import require_room, require_room_for_download
 from factory.tasks import Task, tasks_of, wanted, wanting
 from factory.workers import carry_out
 
 _LOG = logging.getLogger(__name__)
 
 
-def build(candidates: Sequence[Loaded], out: Path, progress: Progress, jobs: int = 1) -> list[Artifact]:
+def build(
+    candidates: Sequence[Loaded], out: Path, progress: Progress, jobs: int = 1, *, anyway: bool = False
+) -> list[Artifact]:
     """The artifacts of all candidates of one recipe in `out`: of each the drafter, and `<name>--raw` where it is kept.
 
     What is unchanged since the last build is used again. `jobs` processes share the work and the
     threads; equal threads make equal bytes, in whatever order things are done. A candidate that fails
     does not stop the others. Raises FactoryError (RecipeError, UnsupportedModel, ModelError, DataError,
     DiskError) with all that is finished kept for the next try; what can be known is refused before
-    anything is begun.
+    anything is begun, and so is what is forecast not to fit into this machine, unless it is built `anyway`.
     """
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         with locked(out) as lock:
+            if not anyway:
+                require_room_for_download(candidates, out, progress, jobs)
             made = _jobs(candidates, out, progress)
             names = {name: (job, count) for job in made for name, count in wanted(job).items()}
             finished = {name: _complete(out / name, job.chain[count - 1]) for name, (job, count) in names.items()}
@@ -54,6 +59,8 @@ def build(candidates: Sequence[Loaded], out: Path, progress: Progress, jobs: int
             if missing:
                 _require_first_tokens(made)
                 tasks = tasks_of(made, missing)
+                if not anyway:
+                    require_room(tasks, made, jobs)
                 failures = carry_out(tasks, made, progress, jobs, lock)
                 _raise(failures, tasks, several=len(made) > 1)
                 finished |= {name: Artifact.open(out / name) for name in missing}
@@ -65,8 +72,8 @@ def _jobs(candidates: Sequence[Loaded], out: Path, progress: Progress) -> list[J
     first = candidates[0]
     located = locate(first.require_target(), first.recipe.target.revision)
     config = read_config(located.folder)
-    _require_same_sizes(first, config)
     _require_possible(candidates, config)
+    _require_same_sizes(candidates, config)
     require_complete(located.folder)
     identity = model_identity(located.folder, out / ".cache" / "identity.json")
     texts: dict[str, list[str] | None] = {}  # read once: candidates share the very list
@@ -79,17 +86,26 @@ def _jobs(candidates: Sequence[Loaded], out: Path, progress: Progress) -> list[J
     return jobs
 
 
-def _require_same_sizes(loaded: Loaded, config: dict[str, Any]) -> None:
-    """Raises RecipeError where the recipe's `config` file, which forecasts are made from, is of another model."""
-    if loaded.recipe.target.config is None:
-        return
-    told = loaded.target_config()
-    if told is None:
-        return
-    theirs, ours = (replace(shape_from_config(each), bits=0, table_bits=0) for each in (told, config))
-    if theirs != ours:
+def _require_same_sizes(candidates: Sequence[Loaded], config: dict[str, Any]) -> None:
+    """Raises RecipeError where a recipe's `config` file, which forecasts are made from, is of another model."""
+    ours = replace(shape_from_config(config), bits=0, table_bits=0)
+    faults: dict[str, None] = {}
+    for loaded in candidates:
+        told = loaded.target_config() if loaded.recipe.target.config is not None else None
+        if told is None:
+            continue
         place = loaded.document.place(("target", "config"))
-        raise RecipeError(f"{place}: its sizes are not those of the target; remove the key, or name the right file")
+        try:
+            theirs = replace(shape_from_config(told), bits=0, table_bits=0)
+        except UnsupportedModel as error:
+            faults[f"{place}: {error}"] = None
+            continue
+        pairs = [(name, value, getattr(ours, name)) for name, value in asdict(theirs).items()]
+        if differ := [f"{name} {value} instead of {own}" for name, value, own in pairs if value != own]:
+            said = f"{place}: its sizes are not those of the target: {', '.join(differ)}"
+            faults[f"{said}; remove the key, or name the right file"] = None
+    if faults:
+        raise RecipeError("\n".join(faults))
 
 
 def _require_possible(candidates: Sequence[Loaded], config: dict[str, Any]) -> None:

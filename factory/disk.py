@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,17 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class DiskError(FactoryError):
     """Files cannot be written or read: whatever else is tried in that folder fails likewise."""
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Free disk where a folder is or would be; None where the system does not say."""
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    try:
+        return shutil.disk_usage(place).free
+    except OSError:
+        return None
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from factory import profile as profiles
-from factory.errors import FactoryError
+from factory.disk import free_bytes
 from factory.gauge import measured
+from factory.hub import hub_access
 from factory.profile import DeviceProfile
 from factory.wording import size
 
@@ -29,7 +30,6 @@ PACKAGES = (
     "torch-pruning",
     "numpy",
 )
-HUB_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Examination:
     versions: dict[str, str]
     kernels: dict[str, str]  # what there is, or why not
     folder: Path
-    free_disk_bytes: int
+    free_disk_bytes: int | None  # None: the system does not say
     hub: str  # "reachable", or why not
     profile: DeviceProfile
     profile_file: Path | None  # where a fresh profile was written
@@ -113,7 +113,7 @@ def examine(measure: bool = True, folder: Path = Path()) -> Examination:
         versions={"python": provenance.versions()["python"], **{name: _version(name) for name in PACKAGES}},
         kernels=kernels(),
         folder=folder.resolve(),
-        free_disk_bytes=_free(folder),
+        free_disk_bytes=free_bytes(folder),
         hub=hub_access(),
         profile=profile,
         profile_file=kept,
@@ -140,33 +140,8 @@ def kernels() -> dict[str, str]:
     }
 
 
-def hub_access(timeout_s: float = HUB_TIMEOUT_S) -> str:
-    """`reachable`, or that it is not and why, within the timeout. Nothing is downloaded."""
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return "offline: HF_HUB_OFFLINE is set; models and datasets must lie on this machine"
-    try:
-        response = get_session().head(constants.ENDPOINT, timeout=timeout_s)
-    except Exception as error:  # the client raises many kinds; each is "not reachable" here
-        return f"offline: not reachable ({type(error).__name__}); models and datasets must lie on this machine"
-    if response.status_code >= 400:
-        return f"offline: it answers {response.status_code}; models and datasets must lie on this machine"
-    return "reachable"
-
-
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _free(folder: Path) -> int:
-    place = folder.resolve()
-    while not place.exists():
-        place = place.parent
-    try:
-        return shutil.disk_usage(place).free
-    except OSError as error:
-        raise FactoryError(f"{place}: {error.strerror}; name another folder") from error

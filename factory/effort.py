@@ -14,6 +14,7 @@ from factory.anatomy import BITS
 from factory.edit import Shape
 from factory.files import SHARD_BYTES
 from factory.forecast import step_seconds
+from factory.limits import REMEMBERED_BYTES, SCORED_ROWS
 from factory.profile import DeviceProfile
 from factory.prompts import read_prompts
 from factory.recipe import Data
@@ -21,14 +22,12 @@ from factory.stages.base import QuantizingStage, Stage, StructuralStage, Trainin
 
 PROMPT_TOKENS = 256  # taken for prompts that are not on this machine
 CHARACTERS_PER_TOKEN = 4
-SCORED_TOKENS = 64 * 512  # what activation-based scores look at
-CALIBRATION_TOKENS = 128 * 512
 COLUMN_S = 1e-4  # taken for one column of GPTQ, which goes column by column with small kernels
 TRAINING_EFFICIENCY = 0.5  # taken for the share of a training step that is matrix products at their peak
 DISK_BYTES_PER_S = 0.5e9  # taken for reading, hashing and writing weights
-REMEMBERED_BYTES = 2 << 30  # of the target's hidden states, that factory.teacher keeps rather than computes anew
 MASTER_BYTES = 16  # a weight in training: float32 value, gradient, and AdamW's two moments
 CHECKPOINT_BYTES = 2 * 12  # a weight in a checkpoint and in the one that replaces it
+COMPARED_BYTES = 2 * 4  # a weight of a quantised drafter's source in float32, and at most as much of one other model
 
 
 @dataclass(frozen=True)
@@ -98,14 +97,21 @@ def effort_of(
     held = target.weight_bytes if stage.needs_text else 0.0
     files_s = (before.weight_bytes + after.weight_bytes) / DISK_BYTES_PER_S
     if isinstance(stage, QuantizingStage):
-        return _quantizing(before, after, held, files_s, profile)
+        return _quantizing(stage, before, after, held, text, files_s, profile)
     if isinstance(stage, TrainingStage) and text is not None:
         return _training(stage, before, target, text, files_s, profile, dtype)
-    return _structural(stage, before, after, target, held, profile, dtype)
+    return _structural(stage, before, after, target, held, text, profile, dtype)
 
 
 def _structural(
-    stage: Stage, before: Shape, after: Shape, target: Shape, held: float, profile: DeviceProfile, dtype: str
+    stage: Stage,
+    before: Shape,
+    after: Shape,
+    target: Shape,
+    held: float,
+    text: Text | None,
+    profile: DeviceProfile,
+    dtype: str,
 ) -> Effort:
     """Surgery streams what stays: one file's worth of tensors is held, and the tensor at hand twice over.
 
@@ -117,7 +123,8 @@ def _structural(
         before.embedding_rows * before.hidden * before.table_bits / 8, before.hidden * before.ffn * before.bits / 8
     )
     streaming = min(after.weight_bytes, SHARD_BYTES) + 2 * largest
-    scoring_s = before.step_operations * SCORED_TOKENS / profile.peak(dtype) if stage.needs_text else 0.0
+    scored = _tokens(SCORED_ROWS, text, before) if stage.needs_text else 0
+    scoring_s = before.step_operations * scored / profile.peak(dtype)
     files_s = ((before.weight_bytes if loads else after.weight_bytes) + 2 * after.weight_bytes) / DISK_BYTES_PER_S
     return Effort(loaded + streaming, files_s + scoring_s, after.weight_bytes)
 
@@ -151,17 +158,35 @@ def _training(
     return Effort(memory, seconds, drafter.weight_bytes + CHECKPOINT_BYTES * drafter.parameters)
 
 
-def _quantizing(before: Shape, after: Shape, held: float, files_s: float, profile: DeviceProfile) -> Effort:
+def _tokens(rows: int, text: Text | None, shape: Shape) -> int:
+    """Tokens of so many rows of the text, of as many as it has; a row is no longer than the context."""
+    if text is None:
+        return rows * shape.context
+    return min(rows, text.rows) * min(text.row_tokens, shape.context)
+
+
+def _quantizing(
+    stage: Stage,
+    before: Shape,
+    after: Shape,
+    held: float,
+    text: Text | None,
+    files_s: float,
+    profile: DeviceProfile,
+) -> Effort:
     """GPTQ (arXiv 2210.17323): for a matrix of I inputs and O outputs, 2 C I^2 operations for the Hessian over C tokens
     of calibration, I^3 to invert it, 2 O I^2 to compensate, and I columns one by one; two forward passes besides.
 
-    Rougher than the rest: the time of a column is taken, not measured.
+    Memory: at its end the drafter in float32 is compared with one other model at a time; to that the largest Hessian
+    and its inverse, and a layer's inputs and outputs on the calibration text, in float32 all. Rougher than the rest:
+    the time of a column is taken, not measured.
     """
+    tokens = _tokens(int(getattr(stage, "samples", 128)), text, before)
     float32 = profile.peak("float32")
-    layer = sum(2 * CALIBRATION_TOKENS * i**2 + i**3 + 2 * o * i**2 for i, o in before.layer_matrices)
+    layer = sum(2 * tokens * i**2 + i**3 + 2 * o * i**2 for i, o in before.layer_matrices)
     columns = sum(inputs for inputs, _ in before.layer_matrices)
-    forward = 2 * before.step_operations * CALIBRATION_TOKENS
+    forward = 2 * before.step_operations * tokens
     seconds = (before.layers * layer + forward) / float32 + before.layers * columns * COLUMN_S + files_s
     widest = max(inputs for inputs, _ in before.layer_matrices)
-    memory = held + before.weight_bytes + 2 * 4 * widest**2 + 2 * 4 * CALIBRATION_TOKENS * before.hidden
+    memory = held + COMPARED_BYTES * before.parameters + 2 * 4 * widest**2 + 2 * 4 * tokens * before.hidden
     return Effort(memory, seconds, after.weight_bytes)

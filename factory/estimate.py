@@ -6,13 +6,13 @@ for the terminal, its record for the manifest, where it stands beside what was m
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from factory.anatomy import shape_from_config, stored_as
+from factory.disk import free_bytes
 from factory.edit import Shape
 from factory.effort import PROMPT_TOKENS, Effort, effort_of, text_of, writing
 from factory.errors import FactoryError, UnsupportedModel
@@ -255,40 +255,6 @@ def _faults(what: str, needed: float, disk: float, free: int | None, profile: De
     if free is not None and disk > free:
         found.append(f"it needs about {size(disk)} of disk, and {size(free)} are free; give another --out")
     return found
-
-
-def require_room(forecasts: Sequence[Forecast], out: Path, jobs: int) -> None:
-    """Raises FactoryError where candidates that are built into `out` together are forecast not to fit this machine.
-
-    Processes that work at once each hold a target. Disk is asked for all candidates, the download once;
-    where an earlier build left stages in `out`, part of it is there already, and a full disk will be
-    said when it comes: what is finished then is kept.
-    """
-    faults: dict[str, None] = {}
-    for forecast in forecasts:
-        faults |= dict.fromkeys(f"{forecast.name}: {fault}" for fault in forecast.faults)
-    first = forecasts[0]
-    needed = max(forecast.peak_memory_bytes for forecast in forecasts) * min(jobs, len(forecasts))
-    limit = first.profile.memory_bytes
-    if not faults and jobs > 1 and limit is not None and needed > limit:
-        faults[f"{jobs} candidates at once need about {size(needed)} of memory, of {size(limit)}; lower --jobs"] = None
-    free = free_bytes(out)
-    disk = first.download_bytes + sum(forecast.disk_bytes - forecast.download_bytes for forecast in forecasts)
-    if free is not None and disk > free and not (out / ".cache" / "stages").is_dir():
-        faults[f"the build needs about {size(disk)} of disk, and {size(free)} are free; give another --out"] = None
-    if faults:
-        raise FactoryError("\n".join([*faults, "to build it all the same, say --yes"]))
-
-
-def free_bytes(out: Path) -> int | None:
-    """Free disk where a folder is or would be; None where the system does not say."""
-    place = out.resolve()
-    while not place.exists():
-        place = place.parent
-    try:
-        return shutil.disk_usage(place).free
-    except OSError:
-        return None
 
 
 def _row(step: Step) -> Sequence[str]:

@@ -78,11 +78,6 @@ def costs_in_time(drafter: Shape, target: Shape, profile: DeviceProfile, dtype: 
     return Costs(target_s, draft_s / target_s, lambda k: step_seconds(target, k + 1, profile, dtype) / target_s)
 
 
-def best_speedup(alpha: float, c: float) -> tuple[float, int]:
-    """Best speedup over k from 1 to 16, and that k, where verification costs one step."""
-    return Costs(0.0, c, lambda _k: 1.0).best(alpha)
-
-
 def served(shape: Shape, dtype: str) -> Shape:
     """The shape with its weights in the dtype that it runs in; quantised layers stay as they are."""
     bits = BITS[dtype]

@@ -1,4 +1,5 @@
-"""A target's config.json from the Hub: from its cache on this machine, else asked for, within seconds. No torch."""
+"""A target's config.json from the Hub: from its cache on this machine, else asked for, within seconds; whether the Hub
+is there at all. No torch."""
 
 from __future__ import annotations
 
@@ -16,15 +17,12 @@ def hub_config(model: str, revision: str | None = None) -> dict[str, Any] | None
 
     For forecasts only: the build itself pins the revision and says what is wrong.
     """
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import constants
 
-    try:
-        cached = try_to_load_from_cache(model, "config.json", revision=revision)
-    except ValueError:  # no name that the Hub could know
-        return None
-    if isinstance(cached, str):
-        return _object(Path(cached).read_text(encoding="utf-8"))
-    if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
+    folder = snapshot(model, revision)
+    if folder is not None:
+        return _object((folder / "config.json").read_text(encoding="utf-8"))
+    if constants.HF_HUB_OFFLINE or isinstance(_answer(constants.ENDPOINT, TIMEOUT_S), str):
         return None
     from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.utils._headers import build_hf_headers
@@ -37,15 +35,40 @@ def hub_config(model: str, revision: str | None = None) -> dict[str, Any] | None
         return None
 
 
+def snapshot(model: str, revision: str | None = None) -> Path | None:
+    """The folder in the Hub's cache that holds a model, or the beginning of it; None where there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(model, "config.json", revision=revision)
+    except ValueError:  # no name that the Hub could know
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def hub_access(timeout_s: float = TIMEOUT_S) -> str:
+    """`reachable`, or that it is not and why, within the timeout. Nothing is downloaded."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "offline: HF_HUB_OFFLINE is set; models and datasets must lie on this machine"
+    answer = _answer(constants.ENDPOINT, timeout_s)
+    if isinstance(answer, str):
+        return f"offline: not reachable ({answer}); models and datasets must lie on this machine"
+    if answer >= 400:
+        return f"offline: it answers {answer}; models and datasets must lie on this machine"
+    return "reachable"
+
+
 @functools.cache
-def _reachable(endpoint: str) -> bool:
+def _answer(endpoint: str, timeout_s: float) -> int | str:
+    """The status that the Hub answers with, or the name of what went wrong."""
     from huggingface_hub import get_session
 
     try:
-        get_session().head(endpoint, timeout=TIMEOUT_S)
-    except Exception:
-        return False
-    return True
+        return int(get_session().head(endpoint, timeout=timeout_s).status_code)
+    except Exception as error:  # the client raises many kinds; each is "not reachable" here
+        return type(error).__name__
 
 
 def _object(text: str) -> dict[str, Any] | None:

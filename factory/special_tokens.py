@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from factory.errors import ModelError
 from factory.located import load_failure, read_config
 
 _KEYS = ("bos_token_id", "eos_token_id", "vocab_size")
@@ -32,7 +33,9 @@ def special_tokens(folder: Path) -> SpecialTokens:
         generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         generation = {}
-    ids = generation.get("eos_token_id") if isinstance(generation, dict) else None
+    if not isinstance(generation, dict):  # transformers ends in a TypeError there
+        raise ModelError(f"{folder / 'generation_config.json'}: it must hold an object; mend the file, or remove it")
+    ids = generation.get("eos_token_id")
     ids = config["eos_token_id"] if ids is None else ids
     ends = frozenset(() if ids is None else [ids] if isinstance(ids, int) else ids)
     begins = (i for i in (config["bos_token_id"], *sorted(ends)) if i is not None and i < config["vocab_size"])

@@ -8,9 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from factory.data import TextBlocks
+from factory.limits import REMEMBERED_BYTES
 from factory.models import hidden_states
-
-REMEMBERED_BYTES = 2 << 30  # of hidden states that are kept in memory rather than computed again each epoch
 
 
 class Teacher:

@@ -99,7 +99,7 @@ def _forecasts(candidates: list[Loaded], device: DeviceProfile) -> list[Forecast
 
 
 def _lines(path: Path, candidates: list[Loaded], forecasts: list[Forecast | None], whole: bool) -> Iterator[str]:
-    """What check says of a sound recipe; the `whole` forecast where it is the only one asked for."""
+    """What check says of a sound recipe; where it is the only file, the `whole` forecast of its first candidate."""
     from factory.estimate import WITHOUT_CONFIG
     from factory.recipe import MOST_CANDIDATES
 
@@ -116,7 +116,10 @@ def _lines(path: Path, candidates: list[Loaded], forecasts: list[Forecast | None
         yield f"ok     {path}: {name}: {stages}{count}; {WITHOUT_CONFIG}"
     elif several:
         yield f"ok     {path}: {name}: {stages}{count}"
-        for loaded, each in list(zip(candidates, forecasts, strict=True))[:MOST_CANDIDATES]:
+        if whole:
+            yield from forecast.lines()
+        rest = list(zip(candidates, forecasts, strict=True))[:MOST_CANDIDATES]
+        for loaded, each in rest[1:] if whole else rest:
             if each is not None:
                 yield f"  {loaded.name}: {each.summary()}"
                 yield from (f"    {fault}" for fault in each.faults)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from factory.cli.shell import JsonOption, QuietOption, SetOption, TargetOption, app, reported
 from factory.errors import FactoryError
 from factory.progress import shown_progress
-
-if TYPE_CHECKING:
-    from factory.recipe import Loaded
 
 
 @app.command()
@@ -41,12 +38,10 @@ def build(
     path = recipe or _default_recipe(target, out)
     candidates = load(path, settings or (), target, many="all" if yes else "refuse")
     candidates[0].require_target()  # before torch is imported
-    if not yes:
-        _require_room(candidates, out, jobs)
     from factory.build import build as build_candidates
 
     with shown_progress(quiet) as progress:
-        artifacts = build_candidates(candidates, out, progress, jobs=jobs)
+        artifacts = build_candidates(candidates, out, progress, jobs=jobs, anyway=yes)
     tables.show(artifacts)
     if as_json:
         facts = [tables.facts(made) for made in artifacts]
@@ -72,15 +67,3 @@ def _default_recipe(target: str | None, out: Path) -> Path:
     write_atomically(path, made.text)
     typer.echo(f"{made.reason}\nthe recipe is {path}: copy it to change it", err=True)
     return path
-
-
-def _require_room(candidates: list[Loaded], out: Path, jobs: int) -> None:
-    """Raises FactoryError where what is still to be made is forecast not to fit into this machine."""
-    from factory import profile
-    from factory.estimate import forecast_recipe, require_room
-
-    here = profile.load()
-    missing = [loaded for loaded in candidates if not (out / loaded.name / "manifest.json").is_file()]
-    forecasts = [forecast for loaded in missing if (forecast := forecast_recipe(loaded, here)) is not None]
-    if forecasts:
-        require_room(forecasts, out, jobs)

@@ -18,13 +18,13 @@ ALPHA = 0.8  # the acceptance at which the forecast of a table is taken
 
 def facts(artifact: Artifact) -> dict[str, Any]:
     """What a manifest says of a drafter, and what its sizes promise."""
-    from factory.forecast import best_speedup, cost_ratio
+    from factory.forecast import Costs, cost_ratio
 
     made = artifact.manifest
     shape, target = Shape(**made["shape"]), Shape(**made["target_shape"])
     forecast = made.get("forecast")
     c = forecast["c_bytes"] if forecast else cost_ratio(shape, target)  # as it runs; as it is stored
-    speedup, k = best_speedup(ALPHA, c)
+    speedup, k = Costs(0.0, c, lambda _k: 1.0).best(ALPHA)
     measured = [stage for stage in made["facts"] if stage.get("held_out_after")]
     overlap = (
         (measured[0]["held_out_before"]["overlap"], measured[-1]["held_out_after"]["overlap"]) if measured else None

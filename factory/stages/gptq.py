@@ -72,8 +72,8 @@ class Gptq(QuantizingStage):
         if unfit:
             fitting = [group for group in GROUPS if not any(width % group for width in inputs.values())]
             named = " and ".join(f"{name} {width}" for name, width in unfit.items())
-            near = {w: dict.fromkeys((w // step * step or step, -(-w // step) * step)) for w in sorted({*unfit.values()})}
-            nearest = ", ".join(f"{' or '.join(map(str, legal))} for {w}" for w, legal in near.items())
+            legal = {w: dict.fromkeys((w // step * step or step, -(-w // step) * step)) for w in unfit.values()}
+            nearest = ", ".join(f"{' or '.join(map(str, widths))} for {w}" for w, widths in sorted(legal.items()))
             smaller = f"; or write `group_size: {fitting[0]}`" if fitting else ""
             raise UnsupportedModel(
                 f"gptq: {named} cannot be cut into groups of {step}: the nearest widths are {nearest}{smaller}"

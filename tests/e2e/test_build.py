@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from factory import models
 from factory.artifact import Artifact
 from factory.build import build
-from factory.errors import FactoryError, ModelError, UnsupportedModel
+from factory.errors import FactoryError, ModelError, RecipeError, UnsupportedModel
 from factory.recipe import load
 
 RECIPE = """\
@@ -183,6 +183,21 @@ def test_what_cannot_be_built_is_said_before_anything_starts(tiny_folder: Path, 
     with pytest.raises(ModelError, match=r"no \.safetensors file"):
         build(load(path, [], None), out, silent)
     assert [entry.name for entry in out.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("tiny_folder", ["llama"], indirect=True)
+def test_a_config_of_another_model_is_refused_with_its_line(tiny_folder: Path, tmp_path: Path) -> None:
+    path, other = tmp_path / "r.yaml", tmp_path / "other.json"
+    path.write_text(
+        f"name: r\ntarget:\n  model: {tiny_folder}\n  config: other.json\nstages: [{{kind: drop_layers, keep: 1}}]\n"
+    )
+    config = json.loads((tiny_folder / "config.json").read_text())
+    other.write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(RecipeError, match=rf"^{path}:4: target\.config: its sizes .*: layers 3 instead of 4; remove"):
+        build(load(path), tmp_path / "out", silent)
+    assert not (tmp_path / "out" / ".cache").exists()
+    other.write_text(json.dumps({**config, "dtype": "float16"}))  # what it is stored in may differ
+    build(load(path), tmp_path / "out", silent)
 
 
 def forget_tokens(folder: Path, *keys: str) -> None:

@@ -1,10 +1,14 @@
 """A row by hand, and what the benchmark's own instruments count."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from eval.arms import Entry
 from eval.bench import OverlapMeter, Stopwatch
 from eval.measurement import CHOOSE, MODEL, Arm, ArmFacts, Cell, Setting, Timed, acceptance, measure
+from factory.artifact import Artifact
 from factory.decoding.decoder import Generation
 from factory.decoding.rejection import Draft
 from factory.forecast import Costs, modelled_speedup
@@ -57,6 +61,19 @@ def test_a_row_by_hand() -> None:
     assert (alone.c, alone.forecast_c, alone.forecast_t_draft_s, alone.forecast_t_verify_s) == (None, None, None, 0.5)
     unknown = measure(cell, base, ArmFacts(10, 20, 0.1), SETTING)
     assert (unknown.forecast_speedup, unknown.forecast_t_verify_s) == (None, None) and unknown.ceiling_speedup
+
+
+def test_c_in_bytes_is_of_models_as_they_run() -> None:
+    """A 4-bit drafter of a bfloat16 target that runs in float32 reads its tables, and the target all, in 32 bits."""
+    sizes = {"layers": 2, "hidden": 16, "heads": 2, "kv_heads": 2, "head_dim": 8, "ffn": 32, "ffn_matrices": 3}
+    sizes |= {"fused_qkv": False, "embedding_rows": 100, "head_rows": 100, "positions": 0, "context": 64, "tied": True}
+    sizes |= dict.fromkeys(("hidden_vectors", "query_vectors", "kv_vectors", "head_vectors", "ffn_vectors"), 0)
+    target = {**sizes, "final_vectors": 0, "bits": 16.0, "table_bits": 16.0}
+    made = {"parameters": 1, "bytes_on_disk": 1, "shape": {**target, "layers": 1, "bits": 4.0}, "target_shape": target}
+    entry = Entry(Artifact(Path("a"), made), (2,))
+    layer, head = 4 * 16 * 16 + 3 * 16 * 32, 100 * 16
+    assert entry.facts("float32").cost_ratio == pytest.approx((4 * layer + 32 * head) / (32 * (2 * layer + head)))
+    assert entry.facts("bfloat16").cost_ratio == pytest.approx((4 * layer + 16 * head) / (16 * (2 * layer + head)))
 
 
 def test_an_output_of_one_token_has_no_decode_time() -> None:

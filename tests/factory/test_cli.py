@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from factory import __version__, cli, progress
@@ -176,9 +177,13 @@ def test_check_counts_a_grid_and_forecasts_each_candidate(
     recipe.write_text(GRID)
     code, out, _ = factory("check", "recipes/r.yaml")
     assert code == 0
-    first, *candidates = out.splitlines()
+    first, second, *table, last = out.splitlines()
     assert first == "ok     recipes/r.yaml: x: drop_layers; 2 candidates"
-    assert [line.split(" layers")[0] for line in candidates] == ["  x--keep1: 8 -> 1", "  x--keep2: 8 -> 2"]
+    assert (second.split(" layers")[0], last.split(" layers")[0]) == ("x--keep1: 8 -> 1", "  x--keep2: 8 -> 2")
+    assert [line.split()[0] for line in table[:3]] == ["step", "target", "drop_layers"]  # the first one in full
+    Path("recipes/s.yaml").write_text(GRID)
+    lines = factory("check", "recipes")[1].splitlines()
+    assert [line.split(" layers")[0] for line in lines[1:3]] == ["  x--keep1: 8 -> 1", "  x--keep2: 8 -> 2"]
     recipe.write_text(GRID.replace("[1, 2]", "[1, 9]\n  seed: [0, 1]"))
     code, _, err = factory("check", "recipes/r.yaml")
     fault = "recipes/r.yaml:6: grid: stages.0.keep: drop_layers: keep is 9, the model has 8 layers\n"
@@ -196,7 +201,8 @@ def test_a_large_grid_is_counted_and_a_build_of_it_asks(
         "ok     recipes/r.yaml: x: drop_layers; 10,000 candidates, and a build of so many asks for --yes; "
         "every value was checked once, with the others at their first"
     )
-    assert (len(out.splitlines()), out.splitlines()[-1]) == (1 + 64 + 1, "  and 2439 more")
+    assert sum(line.startswith("  x--keep") for line in out.splitlines()) == 63  # the first one is shown in full
+    assert out.splitlines()[-1] == "  and 2439 more"
     code, _, err = factory("build", "recipes/r.yaml")
     fault = "recipes/r.yaml:5: grid: 10,000 candidates; to build more than 64 say --yes, or vary fewer values\n"
     assert (code, err) == (2, fault)
@@ -215,15 +221,17 @@ def test_a_target_without_weights_is_refused_before_anything_is_made(
 
 
 def test_what_is_forecast_not_to_fit_is_said_and_yes_tries_it(
-    factory: Callable[..., tuple[int, str, str]], target: Path
+    factory: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (target / "config.json").write_text(json.dumps({**LLAMA, "hidden_size": 1 << 16, "vocab_size": 1 << 24}))
-    code, _, err = factory("build", ANY, "--target", target)
-    assert code == 2
+    huge = {**LLAMA, "hidden_size": 1 << 16, "vocab_size": 1 << 24}
+    monkeypatch.setattr("factory.estimate.hub_config", lambda *_what: huge)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    code, _, err = factory("build", ANY, "--target", "someone/huge")
+    assert code == 2  # before a byte of it is downloaded
     assert err.splitlines()[-1] == "to build it all the same, say --yes"
-    assert "of memory, and " in err
-    code, _, err = factory("build", ANY, "--target", target, "--yes")
-    assert (code, "no .safetensors file" in err) == (2, True)
+    assert "of memory, and " in err and "of disk, and " in err
+    code, _, err = factory("build", ANY, "--target", "someone/huge", "--yes")
+    assert (code, err.startswith("cannot load someone/huge: ")) == (2, True)
 
 
 def test_a_build_needs_a_recipe_or_a_target(factory: Callable[..., tuple[int, str, str]], target: Path) -> None:
@@ -235,6 +243,17 @@ def test_a_build_needs_a_recipe_or_a_target(factory: Callable[..., tuple[int, st
     (recipe,) = Path("artifacts/.cache/recipes").glob("*.yaml")
     assert f"the recipe is {recipe}: copy it to change it" in err
     assert factory("check", recipe)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["my model", "a--b/c", "x/y."])
+def test_what_can_be_no_name_on_the_hub_is_said_and_not_forecast(
+    factory: Callable[..., tuple[int, str, str]], name: str
+) -> None:
+    code, out, err = factory("check", ANY, "--target", name)
+    assert (code, err) == (0, "") and WITHOUT_CONFIG in out
+    code, _, err = factory("build", ANY, "--target", name)
+    assert code == 2
+    assert err.startswith(f"cannot load {name}: ") and "give a folder that exists" in err
 
 
 def test_clean_says_how_much(factory: Callable[..., tuple[int, str, str]]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from factory import doctor, gauge
+from factory import doctor, gauge, hub
 from factory import profile as profiles
 from factory.profile import BUILT_IN, load
 
@@ -72,9 +72,9 @@ def test_an_overhead_is_the_difference_of_two_depths(monkeypatch: pytest.MonkeyP
 def test_an_unreachable_hub_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
-    assert doctor.hub_access(0.5).startswith("offline: not reachable (")
+    assert hub.hub_access(0.5).startswith("offline: not reachable (")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set" in doctor.hub_access(0.5)
+    assert "HF_HUB_OFFLINE is set" in hub.hub_access(0.5)
 
 
 def test_a_damaged_profile_is_measured_again(tmp_path: Path) -> None:

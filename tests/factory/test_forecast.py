@@ -14,12 +14,12 @@ from huggingface_hub import constants
 from factory import hub
 from factory.anatomy import shape_from_config
 from factory.edit import Shape
-from factory.effort import CHECKPOINT_BYTES, MASTER_BYTES, effort_of, text_of, writing
+from factory.effort import CHECKPOINT_BYTES, DISK_BYTES_PER_S, MASTER_BYTES, effort_of, text_of, writing
 from factory.errors import FactoryError, UnsupportedModel
 from factory.estimate import Forecast, forecast_recipe
 from factory.forecast import (
     LOW_CEILING,
-    best_speedup,
+    Costs,
     cost_ratio,
     costs_in_bytes,
     costs_in_time,
@@ -30,7 +30,7 @@ from factory.forecast import (
 )
 from factory.profile import BUILT_IN, DeviceProfile
 from factory.recipe import Data, load
-from factory.stages import Distill, DropLayers
+from factory.stages import Distill, DropLayers, Gptq
 from factory.wording import count, seconds, size
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -88,7 +88,7 @@ def test_half_depth_can_never_pay_much() -> None:
     llama = served(shape_of("llama-2-7b-chat"), "bfloat16")
     c = cost_ratio(replace(llama, layers=16), llama)
     assert c == pytest.approx(0.51, abs=5e-4)
-    speedup, k = best_speedup(0.8, c)
+    speedup, k = costs_in_bytes(replace(llama, layers=16), llama).best(0.8)
     assert (
         k == 2 and speedup == pytest.approx((1 + 0.8 + 0.64) / (2 * c + 1)) and speedup == pytest.approx(1.21, abs=5e-3)
     )
@@ -108,7 +108,7 @@ def test_cost_in_bytes_of_the_first_layers(keep: int, llama2: float, llama3: flo
     [(0.6, 0.02, 2.17, 6), (0.8, 0.1, 2.47, 6), (0.9, 0.05, 4.67, 13), (0.7, 0.3, 1.37, 2), (0.6, 0.5, 1.07, 1)],
 )
 def test_best_speedup_at_best_k(alpha: float, c: float, speedup: float, k: int) -> None:
-    assert best_speedup(alpha, c) == (pytest.approx(speedup, abs=5e-3), k)
+    assert Costs(0.0, c, lambda _k: 1.0).best(alpha) == (pytest.approx(speedup, abs=5e-3), k)
 
 
 def test_tau_and_speedup_by_hand() -> None:
@@ -187,6 +187,19 @@ def test_effort_by_hand() -> None:
     loaded = effort_of(scored, target, drafter, target, text, DEVICE, "float32")
     assert loaded.memory_bytes == target.weight_bytes + drafter.weight_bytes + 2 * embedding
     assert dropped.disk_bytes == drafter.weight_bytes
+    # Scores look at 64 rows of the text, 32 tokens each; beyond `dropped` the whole target is read.
+    read_s = (target.weight_bytes - drafter.weight_bytes) / DISK_BYTES_PER_S
+    scored_s = target.step_operations * 64 * 32 / 1e4
+    assert loaded.seconds - dropped.seconds == pytest.approx(scored_s + read_s)
+
+    quantised = [
+        effort_of(Gptq(kind="gptq", samples=samples), drafter, drafter, target, text, DEVICE, "float32")
+        for samples in (10, 100, 1000)
+    ]
+    hessian = 2 * 4 * 32**2  # the widest input
+    for found, rows in zip(quantised, (10, 100, 100), strict=True):  # the text has no more
+        compared = 2 * 4 * drafter.parameters
+        assert found.memory_bytes == target.weight_bytes + compared + hessian + 2 * 4 * rows * 32 * 16
 
 
 def test_text_of_prompts_in_a_file_is_measured(tmp_path: Path) -> None:
@@ -234,6 +247,36 @@ def test_a_recipes_forecast(tmp_path: Path) -> None:
     assert record["c_bytes"] == found.in_bytes.c and record["fits"] is True
     assert record["best"]["bytes"][2] == {"alpha": 0.8, "speedup": found.in_bytes.best(0.8)[0], "k": 2}
     assert [step["parameters"] for step in record["steps"]] == [step.shape.parameters for step in found.steps]
+
+
+def test_files_are_counted_in_the_dtype_that_they_are_stored_in(tmp_path: Path) -> None:
+    """A bfloat16 checkpoint computes in float32 on a CPU, and is downloaded and written as it was."""
+    recipe = HALF.replace("dtype: bfloat16, ", "")
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "dtype": "bfloat16"}))
+    (tmp_path / "r.yaml").write_text(recipe)
+    (loaded,) = load(tmp_path / "r.yaml")
+    here, there = (forecast_recipe(loaded, BUILT_IN[device]) for device in ("cpu", "h200"))
+    assert here is not None and there is not None
+    whole = 2 * 6_738_415_616
+    assert (here.dtype, there.dtype) == ("float32", "bfloat16")
+    for found in (here, there):
+        assert (found.target.weight_bytes, found.download_bytes) == (whole, whole)
+        assert found.drafter.weight_bytes == 2 * found.drafter.parameters
+    assert here.disk_bytes == there.disk_bytes
+    assert here.in_bytes.c == pytest.approx(there.in_bytes.c, abs=1e-3)
+    writing_memory = [found.steps[1].effort.memory_bytes for found in (here, there) if found.steps[1].effort]
+    assert writing_memory[0] > 2 * whole > writing_memory[1] > whole  # what runs is float32 there
+    assert here.in_time.target_s > 2 * whole / BUILT_IN["cpu"].bandwidth_bytes_per_s * 0.95
+    (loaded,) = load(tmp_path / "r.yaml", ["target.dtype=float16"])
+    cast = forecast_recipe(loaded, BUILT_IN["cpu"], config={**LLAMA, "dtype": "float32"})
+    assert cast is not None and (cast.download_bytes, cast.drafter.bits) == (2 * whole, 16)
+
+
+def test_a_config_that_is_given_comes_before_the_recipes(tmp_path: Path) -> None:
+    forecast(tmp_path)
+    (loaded,) = load(tmp_path / "r.yaml")
+    found = forecast_recipe(loaded, BUILT_IN["h200"], config={**LLAMA, "num_hidden_layers": 24})
+    assert found is not None and found.target.layers == 24
 
 
 def test_few_layers_are_not_warned_about(tmp_path: Path) -> None:

@@ -169,6 +169,16 @@ def test_a_relative_target_is_looked_for_beside_the_recipe_first(
         load_one(path, target="./beside")
 
 
+def test_a_config_without_a_model_is_found_too(recipe_file: Callable[[str], Path]) -> None:
+    path = recipe_file("name: x\ntarget: {config: sizes.json}\nstages: [{kind: drop_layers, keep: 2}]\n")
+    with pytest.raises(RecipeError, match=r":2: target\.config: no such file: looked for "):
+        load_one(path)
+    (path.parent / "sizes.json").write_text('{"model_type": "llama"}')
+    loaded = load_one(path)
+    assert loaded.recipe.target.config == str(path.parent / "sizes.json")
+    assert loaded.target_config() == {"model_type": "llama"}
+
+
 def test_a_name_that_is_no_folder_is_a_name_on_the_hub(recipe_file: Callable[[str], Path]) -> None:
     loaded = load_one(recipe_file(FULL))
     assert (loaded.require_target(), loaded.target_config()) == ("some/model", None)
