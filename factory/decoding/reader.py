@@ -48,6 +48,8 @@ class EagerReader:
         kinds = set(getattr(model.config, "layer_types", None) or ())
         self._kinds = sorted(kinds) if _SLIDING in kinds else []  # such a model takes one mask a kind
         self._window = _window(model)
+        # transformers 5.17 makes OPT a mask of its own, of the new tokens only, where none is given
+        self._needs_mask = model.config.model_type == "opt"
         self._cache = RowCache(model.config.num_hidden_layers)
         self._slots = torch.zeros(0, dtype=torch.long)  # [capacity] 0, 1, 2, ...
         self._positions = self._slots  # [capacity] the same, but within the context
@@ -105,7 +107,8 @@ class EagerReader:
         if shortest == longest:
             self._cache.place(longest, stop)
             position_ids = self._positions[longest:stop].unsqueeze(0)  # [1, T]
-            if windowed or (width > 1 and longest > 0):  # else the causal mask is what attention does by itself
+            # without one the causal mask is what attention does by itself
+            if windowed or (longest > 0 and (width > 1 or self._needs_mask)):
                 mask = self._mask(self._slots[longest:stop].unsqueeze(0), stop, windowed)
         else:
             slots = torch.tensor(self.lengths, device=self.device).unsqueeze(1) + self._slots[:width]  # [B, T]
