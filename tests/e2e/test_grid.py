@@ -58,8 +58,14 @@ def start(path: Path, out: Path, *options: str, before: Callable[[], None] | Non
     command = [sys.executable, "-m", "factory.cli", "build", str(path), "--out", str(out), "--quiet", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts what runs in the background with it ignored
+        if before is not None:
+            before()
+
     return subprocess.Popen(
-        command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True, preexec_fn=before
+        command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True, preexec_fn=prepare
     )
 
 
