@@ -34,7 +34,12 @@ def locate(source: str, revision: str | None = None) -> Located:
 
     try:
         folder = Path(
-            snapshot_download(source, revision=revision, allow_patterns=[*BESIDE, "config.json", "*.safetensors*"])
+            snapshot_download(
+                source,
+                revision=revision,
+                allow_patterns=[*BESIDE, "config.json", "*.safetensors*"],
+                ignore_patterns=["consolidated*"],  # Mistral's weights again, in another layout
+            )
         )
     except Exception as error:  # the client raises a dozen kinds; each is "could not get it" here
         raise load_failure(source, error) from error
