@@ -13,7 +13,7 @@ from eval.measurement import MODEL, PROMPT_LOOKUP, Arm, ArmFacts
 from eval.plan import EvalPlan
 from factory.artifact import Artifact
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
-from factory.decoding.reader import EagerReader
+from factory.decoding.eager import EagerReader
 from factory.edit import Shape
 from factory.errors import ArtifactError
 from factory.forecast import cost_ratio, served

@@ -29,7 +29,7 @@ from eval.results import Findings
 from eval.suites import Prompt, PromptSets, load_suite, prompt_sets, suite_from_file
 from factory.artifact import Artifact
 from factory.decoding.decoder import Limits, autoregressive, speculative
-from factory.decoding.reader import EagerReader
+from factory.decoding.eager import EagerReader
 from factory.decoding.rejection import Draft
 from factory.decoding.sampling import Noise, Sampling
 from factory.errors import ModelError

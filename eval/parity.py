@@ -20,7 +20,8 @@ from eval.arms import Entry
 from eval.measurement import Arm
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter
-from factory.decoding.reader import EagerReader
+from factory.decoding.eager import EagerReader
+from factory.decoding.reader import Reader
 from factory.decoding.sampling import Noise, Sampling
 
 LARGEST_EXACT = 100_000_000  # parameters: above it float64 on a CPU takes too long and too much memory
@@ -63,7 +64,7 @@ def first_divergence(left: Sequence[int], right: Sequence[int]) -> int | None:
 
 
 @torch.no_grad()
-def forced_logits(reader: EagerReader, prompt: Sequence[int], tokens: Sequence[int], rows: int) -> torch.Tensor:
+def forced_logits(reader: Reader, prompt: Sequence[int], tokens: Sequence[int], rows: int) -> torch.Tensor:
     """Logits before each of `tokens`, the true tokens fed `rows` at a time: [len(tokens), V], float64 on the CPU.
 
     The first come from the prefill, as in decoding.
@@ -76,7 +77,7 @@ def forced_logits(reader: EagerReader, prompt: Sequence[int], tokens: Sequence[i
     return torch.cat([logits.double().cpu() for logits in found])
 
 
-def near_tie_bounds(reader: EagerReader, outputs: Sequence[Generation], ks: Iterable[int]) -> dict[int, float]:
+def near_tie_bounds(reader: Reader, outputs: Sequence[Generation], ks: Iterable[int]) -> dict[int, float]:
     """For each k, twice the largest difference between 1-row and (k+1)-row logits of the same positions.
 
     Twice, because each of two logits may have moved by it. 0, so that nothing is excused, where the
@@ -93,9 +94,7 @@ def near_tie_bounds(reader: EagerReader, outputs: Sequence[Generation], ks: Iter
     return bounds
 
 
-def audit(
-    reader: EagerReader, baseline: Sequence[Generation], outputs: Sequence[Generation], bound: float | None
-) -> Audit:
+def audit(reader: Reader, baseline: Sequence[Generation], outputs: Sequence[Generation], bound: float | None) -> Audit:
     """Compare greedy outputs with the baseline's. `bound` None (float64): every divergence is a failure.
 
     A divergence is a near-tie when, after the common prefix fed in 1-row steps, neither token's logit
@@ -150,7 +149,7 @@ def uncached_audit(model: PreTrainedModel, outputs: Sequence[Generation], bound:
 class Greedy:
     """Writes greedily with one reader, one prompt at a time."""
 
-    reader: EagerReader
+    reader: Reader
     limits: Limits
 
     def alone(self, prompts: Sequence[list[int]]) -> list[Generation]:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from factory.decoding.decoder import Limits, autoregressive
-from factory.decoding.reader import EagerReader
+from factory.decoding.eager import EagerReader
 from factory.decoding.sampling import Noise, Sampling
 from factory.models import context_length, eos_token_ids
 

@@ -120,7 +120,7 @@ def _overheads(device: str) -> tuple[float, float]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from factory.decoding.reader import EagerReader
+    from factory.decoding.eager import EagerReader
 
     taken: dict[int, float] = {}
     threads = torch.get_num_threads()

@@ -32,7 +32,7 @@ from factory.anatomy import shape_from_config
 from factory.carving import carve_module
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import ModelDrafter
-from factory.decoding.reader import EagerReader
+from factory.decoding.eager import EagerReader
 from factory.decoding.sampling import Noise, Sampling
 from factory.quantized import kernel_of
 from factory.stages.drop_layers import DropLayers

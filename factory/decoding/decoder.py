@@ -10,13 +10,31 @@ from typing import Protocol
 import torch
 
 from factory.decoding.drafters import Drafter
-from factory.decoding.reader import EagerReader, right_padded
+from factory.decoding.reader import Reader, right_padded
 from factory.decoding.rejection import Draft, accept, no_draft
 from factory.decoding.sampling import Noise, Sampling, Stillness, draw, probabilities
 from factory.errors import DataError, UnsupportedModel
 
 # Sees (draft, p [B, k+1, V], count [B]) of every round. It costs time: never in a timed run.
 Observer = Callable[[Draft, torch.Tensor, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one target pass brought to the rows that were still being written, in the order of the prompts.
+
+    Of row b's new tokens the first accepted[b] were proposed; one more, where there is one, is the
+    target's own: a correction where accepted[b] < proposed[b], else a bonus.
+    """
+
+    rows: list[int]  # which prompts
+    emitted: list[list[int]]
+    accepted: list[int]
+    proposed: list[int]
+
+
+# Sees every round as it ends, the prefill's (which proposes nothing) among them; what it raises ends the writing.
+Listener = Callable[[Round], None]
 
 
 class Clock(Protocol):
@@ -66,7 +84,7 @@ class Generation:
 
 @torch.inference_mode()
 def autoregressive(
-    target: EagerReader,
+    target: Reader,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     limits: Limits,
@@ -93,7 +111,7 @@ def autoregressive(
 
 @torch.inference_mode()
 def speculative(
-    target: EagerReader,
+    target: Reader,
     drafter: Drafter,
     prompts: Sequence[Sequence[int]],
     k: int,
@@ -153,7 +171,7 @@ def speculative(
 class _Batch:
     """The rows still being written. Rows that end leave; the last ones take their places."""
 
-    def __init__(self, target: EagerReader, prompts: Sequence[Sequence[int]], limits: Limits) -> None:
+    def __init__(self, target: Reader, prompts: Sequence[Sequence[int]], limits: Limits) -> None:
         if limits.context > target.context:
             raise ValueError(f"limits.context is {limits.context}, but the target's context is {target.context}")
         for number, prompt in enumerate(prompts, 1):
@@ -185,7 +203,7 @@ class _Batch:
     def last_tokens(self, device: torch.device) -> torch.Tensor:
         return torch.tensor([row.tokens[-1:] for row in self._rows], device=device)  # [B, 1]
 
-    def emit_first(self, target: EagerReader, sampling: Sampling, noise: Noise, capacity: int) -> list[list[int]]:
+    def emit_first(self, target: Reader, sampling: Sampling, noise: Noise, capacity: int) -> list[list[int]]:
         """Read the prompts; the target's first pass gives each row's first token."""
         if not self._rows:
             return []

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from factory.decoding.reader import EagerReader, right_padded
+from factory.decoding.reader import Reader, right_padded
 from factory.decoding.rejection import Draft, no_draft
 from factory.decoding.sampling import Noise, Sampling, draw, most_likely, probabilities
 
@@ -43,7 +43,7 @@ class ModelDrafter:
     two tokens as a rule. A row whose text has outgrown the drafter's context proposes nothing.
     """
 
-    def __init__(self, reader: EagerReader, name: str = "model") -> None:
+    def __init__(self, reader: Reader, name: str = "model") -> None:
         self.name = name
         self.vocabulary = reader.vocabulary
         self._reader = reader

@@ -1,18 +1,15 @@
-"""A model and its cache: feed tokens, get logits, rewind."""
+"""Rows of a batch, each with its own length: feed tokens, get logits, rewind. How a pass runs is each reader's own."""
 
 from __future__ import annotations
 
-import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel
 
 from factory.decoding.cache import RowCache
-from factory.errors import UnsupportedModel
-from factory.models import context_length
 
-_SLIDING = "sliding_attention"
+SLIDING = "sliding_attention"
 
 
 def right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, list[int]]:
@@ -23,36 +20,61 @@ def right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[t
     return torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), width), count
 
 
-class EagerReader:
-    """Runs a transformers model as it is, over a batch whose rows have their own lengths.
+class Reader(ABC):
+    """A model and its cache, over a batch whose rows have their own lengths.
 
     Rows start at position 0 and are padded on the right, so causal attention never sees padding.
     A pass over rows of equal length (batch 1 always is one) writes slices and needs no mask for a
     single token or a prompt; a ragged one scatters and carries a mask [B, 1, T, S]. Behind a sliding
     window every key stays in the cache and is masked: a cache that forgot could not be rewound.
 
-    It does not know about sampling or drafts. Raises UnsupportedModel for a model whose state
-    cannot be cut by length or whose positions cannot be given per row.
+    It does not know about sampling or drafts.
     """
 
-    name = "eager"
+    name: str
+    why: str | None = None  # why this reader and no faster one; None where nobody asked for another
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        _refuse_what_cannot_be_rewound(model)
-        self.model = model
-        self.device: torch.device = model.device
-        self.context = context_length(model)
-        self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
+    def __init__(
+        self,
+        *,
+        layers: int,
+        context: int,
+        vocabulary: int,
+        device: torch.device,
+        window: int | None = None,
+        kinds: Sequence[str] = (),
+        needs_mask: bool = False,
+        mask_dtype: torch.dtype | None = None,
+    ) -> None:
+        """`kinds`: where layers differ in what they see, all of them; a mask is then a dict by kind.
+
+        `mask_dtype`: what is added to the scores has it; None is a bool mask.
+        """
+        self.device = device
+        self.context = context
+        self.vocabulary = vocabulary
         self.lengths: list[int] = []  # tokens in the cache, per row
-        self._adds_mask = model.config._attn_implementation == "eager"
-        kinds = set(getattr(model.config, "layer_types", None) or ())
-        self._kinds = sorted(kinds) if _SLIDING in kinds else []  # such a model takes one mask a kind
-        self._window = _window(model)
-        # transformers 5.17 makes OPT a mask of its own, of the new tokens only, where none is given
-        self._needs_mask = model.config.model_type == "opt"
-        self._cache = RowCache(model.config.num_hidden_layers)
+        self._window = window
+        self._kinds = list(kinds)
+        self._needs_mask = needs_mask  # also for a single token
+        self._mask_dtype = mask_dtype
+        self._cache = RowCache(layers)
         self._slots = torch.zeros(0, dtype=torch.long)  # [capacity] 0, 1, 2, ...
         self._positions = self._slots  # [capacity] the same, but within the context
+
+    @abstractmethod
+    def _run(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | dict[str, torch.Tensor] | None,
+        keep: int | torch.Tensor,
+    ) -> torch.Tensor:
+        """One pass: tokens [B, T], positions [1 or B, T], mask [1 or B, 1, T, S] -> logits [B, kept, V].
+
+        `keep` as transformers' logits_to_keep: 0 is all, 1 the last, a tensor those positions. Keys and
+        values go through `self._cache`, which knows where they belong.
+        """
 
     def start(self, rows: int, capacity: int) -> None:
         """An empty cache of that many rows, with room for `capacity` tokens each; it grows when needed."""
@@ -115,16 +137,8 @@ class EagerReader:
             self._cache.scatter(slots, stop)
             position_ids = self._positions[slots]
             mask = self._mask(slots, stop, windowed)
-        output = self.model(
-            input_ids=tokens,
-            position_ids=position_ids,
-            attention_mask=mask,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
+        logits = self._run(tokens, position_ids, mask, keep)
         self.lengths = lengths
-        logits: torch.Tensor = output.logits
         return logits
 
     def _mask(
@@ -135,47 +149,17 @@ class EagerReader:
         seen = keys <= queries
         near = seen & (keys > queries - (self._window or 0)) if windowed else seen
         if self._kinds:
-            return {kind: self._attended(near if kind == _SLIDING else seen) for kind in self._kinds}
+            return {kind: self._attended(near if kind == SLIDING else seen) for kind in self._kinds}
         return self._attended(near)
 
     def _attended(self, seen: torch.Tensor) -> torch.Tensor:
         """A mask in the form that the model's attention takes: bool, or what is added to the scores."""
-        if not self._adds_mask:
+        if self._mask_dtype is None:
             return seen
-        bias = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
+        bias = torch.zeros(seen.shape, dtype=self._mask_dtype, device=self.device)
         return bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)
 
     def _number(self, capacity: int) -> None:
         self._slots = torch.arange(capacity, device=self.device)
         # padding may lie behind the context, where a learned position table has no row
         self._positions = self._slots.clamp(max=self.context - 1)
-
-
-def _window(model: PreTrainedModel) -> int | None:
-    """Positions that a sliding layer looks back, its own counted; None where every layer sees everything."""
-    width = getattr(model.config, "sliding_window", None)
-    kinds = getattr(model.config, "layer_types", None)
-    return None if width is None or (kinds and _SLIDING not in kinds) else int(width)
-
-
-def _refuse_what_cannot_be_rewound(model: PreTrainedModel) -> None:
-    config = model.config
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    other = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", _SLIDING})
-    reason = None
-    if config.is_encoder_decoder:
-        reason = "it has an encoder; only decoder-only models are read"
-    elif model._is_stateful or any("attention" not in kind for kind in other):
-        reason = "it keeps a recurrent state, which cannot be rewound to an earlier token"
-    elif other:
-        reason = f"it has layers of {', '.join(other)}, which this reader does not mask"
-    elif "position_ids" not in inspect.signature(model.forward).parameters:
-        reason = "it takes no position ids, so rows of different lengths cannot be told apart"
-    elif rope in ("dynamic", "longrope"):
-        reason = f"its rope_type {rope} changes stored positions as the text grows"
-    elif config._attn_implementation not in ("sdpa", "eager"):
-        reason = f"its attention is {config._attn_implementation}; load it with attn_implementation='sdpa'"
-    if reason:
-        raise UnsupportedModel(f"{config.model_type} cannot be decoded here: {reason}")
-    if model.training:
-        raise ValueError("the model is in training mode: call model.eval() first")

@@ -10,7 +10,7 @@ from eval.arms import Entry
 from eval.parity import Greedy, audit, check, first_divergence, forced_logits, near_tie_bounds, uncached_audit
 from factory.decoding.decoder import Generation, Limits
 from factory.decoding.drafters import ModelDrafter, PromptLookup
-from factory.decoding.reader import EagerReader
+from factory.decoding.eager import EagerReader
 
 Tiny = Callable[..., PreTrainedModel]
 LIMITS = Limits(max_new_tokens=24, eos=frozenset({2}), context=160)

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from factory.data import text_blocks
 from factory.decoding.decoder import Limits, autoregressive, speculative
 from factory.decoding.drafters import ModelDrafter
-from factory.decoding.reader import EagerReader
+from factory.decoding.eager import EagerReader
 from factory.decoding.sampling import Noise, Sampling
 from factory.errors import ModelError
 from factory.located import read_config

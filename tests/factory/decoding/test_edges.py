@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
-from factory.decoding.reader import EagerReader
+from factory.decoding.eager import EagerReader
 from factory.decoding.rejection import Draft
 from factory.decoding.sampling import Noise, Sampling
 from factory.errors import DataError, UnsupportedModel

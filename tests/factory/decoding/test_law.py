@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from factory.decoding import decoder, drafters
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
-from factory.decoding.reader import EagerReader
+from factory.decoding.eager import EagerReader
 from factory.decoding.rejection import Draft, accept
 from factory.decoding.sampling import Noise, Sampling, draw, probabilities
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from factory.anatomy import ANATOMIES
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
-from factory.decoding.reader import EagerReader
+from factory.decoding.eager import EagerReader
 from factory.decoding.sampling import Noise, Sampling
 from factory.located import read_config
 from factory.models import context_length, first_token_id, load_model

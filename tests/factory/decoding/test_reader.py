@@ -17,7 +17,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from factory.decoding.reader import EagerReader, right_padded
+from factory.decoding.eager import EagerReader
+from factory.decoding.reader import right_padded
 from factory.errors import UnsupportedModel
 
 CPU = torch.device("cpu")
