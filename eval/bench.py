@@ -162,7 +162,8 @@ class Bench:
             )
         total_s = watch.now_s() - begun_s
         spent = watch.seconds
-        return Timed(prompt.request, outputs[0], total_s, spent["prefill"], spent["draft"], spent["verify"])
+        parts = (spent[what] for what in ("prefill", "draft", "verify", "accept"))
+        return Timed(prompt.request, outputs[0], total_s, *parts)
 
     def judge(self, cells: Sequence[Cell], parity: dict[Arm, Audit], bounds: dict[int, float]) -> None:
         """Set each cell's `lossless`; greedy outputs of every repeat are compared with the baseline's first."""

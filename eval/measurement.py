@@ -51,7 +51,7 @@ class ArmFacts:
 
 @dataclass(frozen=True)
 class Timed:
-    """One output and where its seconds went. `rest` is what no span covers: Python, sampling, acceptance."""
+    """One output and where its seconds went. `host_s` is what no span covers: the loop's own Python."""
 
     request: int
     generation: Generation
@@ -59,11 +59,17 @@ class Timed:
     prefill_s: float
     draft_s: float
     verify_s: float
+    accept_s: float  # sampling, acceptance, rewind
 
     @property
     def decode_s(self) -> float:
         """From the first token on."""
         return self.total_s - self.prefill_s
+
+    @property
+    def host_s(self) -> float:
+        """What is left of the decoding."""
+        return self.decode_s - self.draft_s - self.verify_s - self.accept_s
 
     @property
     def rounds(self) -> int:
@@ -155,6 +161,7 @@ class Measurement:
     near_tie_bound: float | None
     new_tokens: int
     target_passes: int
+    rounds: int  # target passes after the prefills, of all repeats: what the t_..._s are means over
     tokens_per_s: float
     baseline_tokens_per_s: float
     speedup: float
@@ -167,7 +174,9 @@ class Measurement:
     tau: float
     t_draft_s: float | None
     t_verify_s: float | None
-    t_overhead_s: float | None
+    t_accept_s: float | None
+    t_host_s: float | None
+    t_overhead_s: float | None  # the two together
     repetition: float | None
     parameters: int | None
     bytes_on_disk: int | None
@@ -219,7 +228,7 @@ def measure(cell: Cell, base: Cell, facts: ArmFacts, setting: Setting, costs: Co
     decode = [quad for quad in paired(base, cell, decode_only=True).values() if quad[1] > 0 and quad[3] > 0]
     rounds = sum(one.rounds for one in timed)
     draft_s, verify_s = sum(one.draft_s for one in timed), sum(one.verify_s for one in timed)
-    rest_s = sum(one.decode_s for one in timed) - draft_s - verify_s
+    accept_s, host_s = sum(one.accept_s for one in timed), sum(one.host_s for one in timed)
     new_tokens = sum(len(output.tokens) for output in outputs)
     passes = sum(output.target_passes for output in outputs)
     k, forecast, ceiling = cell.arm.k, None, None
@@ -246,6 +255,7 @@ def measure(cell: Cell, base: Cell, facts: ArmFacts, setting: Setting, costs: Co
         near_tie_bound=cell.near_tie_bound,
         new_tokens=new_tokens,
         target_passes=passes,
+        rounds=rounds,
         tokens_per_s=_rate(cell),
         baseline_tokens_per_s=_rate(base),
         speedup=interval.value,
@@ -258,7 +268,9 @@ def measure(cell: Cell, base: Cell, facts: ArmFacts, setting: Setting, costs: Co
         tau=new_tokens / passes,
         t_draft_s=draft_s / rounds if rounds and cell.arm.drafter else None,
         t_verify_s=verify_s / rounds if rounds else None,
-        t_overhead_s=rest_s / rounds if rounds else None,
+        t_accept_s=accept_s / rounds if rounds else None,
+        t_host_s=host_s / rounds if rounds else None,
+        t_overhead_s=(accept_s + host_s) / rounds if rounds else None,
         repetition=repeated_share([output.tokens for output in outputs]),
         parameters=facts.parameters,
         bytes_on_disk=facts.bytes_on_disk,

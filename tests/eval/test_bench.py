@@ -31,9 +31,9 @@ keep_raw: true
 
 # What readers of results.json and tokens.jsonl rely on.
 ROW_FIELDS = """artifact drafter suite k temperature batch device dtype reader baseline_reader prompts repeats
-    matches_target divergences near_ties near_tie_bound new_tokens target_passes tokens_per_s baseline_tokens_per_s
-    speedup speedup_low speedup_high speedup_decode alpha accepted_per_proposed overlap tau t_draft_s t_verify_s
-    t_overhead_s repetition parameters bytes_on_disk peak_memory_bytes forecast_speedup"""
+    matches_target divergences near_ties near_tie_bound new_tokens target_passes rounds tokens_per_s
+    baseline_tokens_per_s speedup speedup_low speedup_high speedup_decode alpha accepted_per_proposed overlap tau
+    t_draft_s t_verify_s t_accept_s t_host_s t_overhead_s repetition parameters bytes_on_disk peak_memory_bytes forecast_speedup"""
 TOKEN_FIELDS = "prompt_ids output_ids artifact drafter suite k temperature new_tokens target_passes accepted"
 
 
@@ -78,6 +78,11 @@ def test_an_evaluation_is_complete_and_true(built: Artifact, tiny_folder: Path, 
     assert all(set(line) >= set(TOKEN_FIELDS.split()) for line in lines)
     check_rows_against_tokens(rows, lines)
     check_greedy_against_generate(lines, tiny_folder)
+
+    # A round is accounted for: what the spans cover and what they leave.
+    assert all(row["t_accept_s"] > 0 and row["t_host_s"] > 0 for row in rows)
+    assert all(row["t_overhead_s"] == pytest.approx(row["t_accept_s"] + row["t_host_s"]) for row in rows)
+    assert all(row["rounds"] == row["repeats"] * (row["target_passes"] - row["prompts"]) for row in rows)
 
     # The forecast stands beside every measurement that there is a forecast of.
     beside = ("t_draft_s", "t_verify_s", "c")

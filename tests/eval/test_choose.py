@@ -14,7 +14,7 @@ TOKENS = 13  # one from the prefill, then four rounds of three
 
 def output(request: int, seconds: float, accepted: int = 2, proposed: int = 3, rounds: int = 4) -> Timed:
     generation = Generation([1], [7] * TOKENS, 1 + rounds, [accepted] * rounds, [proposed] * rounds)
-    return Timed(request, generation, seconds, 0.1 * seconds, 0.2 * seconds, 0.6 * seconds)
+    return Timed(request, generation, seconds, 0.1 * seconds, 0.2 * seconds, 0.6 * seconds, 0.05 * seconds)
 
 
 def alone(seconds: Sequence[float], suite: str = "s", temperature: float = 0.0) -> Cell:

@@ -32,8 +32,8 @@ def test_nothing_proposed_has_no_alpha() -> None:
 def test_a_row_by_hand() -> None:
     base_output = Generation([1], [7, 8, 9, 7], 4, [0, 0, 0], [0, 0, 0])
     output = Generation([1], [7, 8, 9, 7], 3, [0, 1], [2, 1])
-    base = Cell(Arm(), "s", 0.0, CHOOSE, [[Timed(0, base_output, 4.0, 1.0, 0.0, 3.0)]], lossless=True)
-    repeats = [[Timed(0, output, 2.0, 1.2, 0.2, 0.4)], [Timed(0, output, 3.0, 1.4, 0.6, 0.8)]]
+    base = Cell(Arm(), "s", 0.0, CHOOSE, [[Timed(0, base_output, 4.0, 1.0, 0.0, 2.4, 0.3)]], lossless=True)
+    repeats = [[Timed(0, output, 2.0, 1.2, 0.2, 0.4, 0.1)], [Timed(0, output, 3.0, 1.4, 0.6, 0.8, 0.1)]]
     cell = Cell(Arm("a", MODEL, 2), "s", 0.0, CHOOSE, repeats, overlap=0.5, lossless=True)
     costs = Costs(0.5, 0.2, lambda k: 1 + 0.1 * k)
     row = measure(cell, base, ArmFacts(10, 20, 0.1), SETTING, costs)
@@ -46,6 +46,9 @@ def test_a_row_by_hand() -> None:
     # Four rounds in two repeats.
     assert row.t_draft_s == pytest.approx(0.8 / 4)
     assert row.t_verify_s == pytest.approx(1.2 / 4)
+    assert row.rounds == 4
+    assert row.t_accept_s == pytest.approx(0.2 / 4)
+    assert row.t_host_s == pytest.approx((2.4 - 0.8 - 1.2 - 0.2) / 4)
     assert row.t_overhead_s == pytest.approx((2.4 - 0.8 - 1.2) / 4)
     assert row.alpha == pytest.approx(1 / 2)
     # 0.8 s for six proposed tokens, beside a step of (4 - 1) / 3 s.
@@ -78,7 +81,7 @@ def test_c_in_bytes_is_of_models_as_they_run() -> None:
 
 def test_an_output_of_one_token_has_no_decode_time() -> None:
     one = Generation([1], [2], 1, [], [])
-    cell = Cell(Arm("a", MODEL, 2), "s", 0.0, CHOOSE, [[Timed(0, one, 1.0, 1.0, 0.0, 0.0)]], lossless=True)
+    cell = Cell(Arm("a", MODEL, 2), "s", 0.0, CHOOSE, [[Timed(0, one, 1.0, 1.0, 0.0, 0.0, 0.0)]], lossless=True)
     row = measure(cell, cell, ArmFacts(1, 1, 0.1), SETTING)
     assert (row.speedup, row.speedup_decode, row.t_verify_s, row.repetition) == (1.0, None, None, None)
 
