@@ -1,4 +1,4 @@
-"""Figures as SVG text and as PNG. SVG takes its colours from the page's CSS, so that it follows light and dark."""
+"""What a size or a cost buys, and how long accepted runs are: as SVG for the page, and as PNG."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+
+from eval.svg import decade_ticks, drawing, si, ticks
 
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 14, 44
@@ -50,11 +52,11 @@ def scatter(points: Sequence[Point], levels: Sequence[Level], x_title: str, *, l
         return HEIGHT - BOTTOM - value / y_high * (HEIGHT - TOP - BOTTOM)
 
     parts = []
-    for value in _ticks(0, y_high, 6):
+    for value in ticks(0, y_high, 6):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}x</text>')
-    for value in _decade_ticks(x_low, x_high) if log else _ticks(x_low, x_high, 5):
-        text = _bytes(10**value) if log else f"{value:g}"
+    for value in decade_ticks(x_low, x_high) if log else ticks(x_low, x_high, 5):
+        text = si(10**value, "B") if log else f"{value:g}"
         parts.append(f'<text x="{x(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>')
     for level in levels:
         parts.append(
@@ -73,7 +75,7 @@ def scatter(points: Sequence[Point], levels: Sequence[Level], x_title: str, *, l
             f'<text x="{at:.1f}" y="{y(point.high) - 5:.1f}" text-anchor="middle">{escape(point.label)}</text></g>'
         )
     title = f'<text x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_title)}</text>'
-    return _svg(WIDTH, HEIGHT, f"speedup over {x_title}", [*parts, title])
+    return drawing(WIDTH, HEIGHT, f"speedup over {x_title}", [*parts, title])
 
 
 def histogram(counts: Sequence[int], title: str, series: int) -> str:
@@ -94,11 +96,7 @@ def histogram(counts: Sequence[int], title: str, series: int) -> str:
         if slot > 18:
             parts.append(f'<text x="{middle:.1f}" y="{base - bar - 3:.1f}" text-anchor="middle">{share:.0%}</text>')
     parts.append(f'<line class="axis" x1="4" x2="{width - 4}" y1="{base}" y2="{base}"/>')
-    return _svg(width, height, title, parts)
-
-
-def _svg(width: int, height: int, words: str, parts: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(words)}">{"".join(parts)}</svg>'
+    return drawing(width, height, title, parts)
 
 
 def png(points: Sequence[Point], names: Sequence[str], levels: Sequence[Level], x_title: str, path: Path) -> None:
@@ -132,26 +130,3 @@ def _asides(points: Sequence[Point]) -> list[float]:
     places = [sum(other.x == point.x for other in points[:i]) for i, point in enumerate(points)]
     shares = [sum(other.x == point.x for other in points) for point in points]
     return [place - (share - 1) / 2 for place, share in zip(places, shares, strict=True)]
-
-
-def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers between low and high."""
-    raw = (high - low) / about
-    unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw)
-    first = math.ceil(low / step)
-    return [round(step * i, 10) for i in range(first, math.floor(high / step) + 1)]
-
-
-def _decade_ticks(low: float, high: float) -> list[float]:
-    """log10 of 1, 2 and 5 times powers of ten, between low and high."""
-    marks = [power + math.log10(m) for power in range(math.floor(low), math.ceil(high)) for m in (1, 2, 5)]
-    return [mark for mark in marks if low <= mark <= high]
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

@@ -17,6 +17,7 @@ from rich.text import Text
 from eval.measurement import CHOOSE, CONFIRM, MODEL, PROMPT_LOOKUP, Cell
 from eval.page import page
 from eval.plots import Level, Point, histogram, png, scatter
+from eval.rows import Row, drafter_name, interval, mode, same_output
 from factory.errors import DataError
 from factory.files import write_atomically
 
@@ -24,8 +25,6 @@ RESULTS, TOKENS, REPORT, PLOT = "results.json", "tokens.jsonl", "report.html", "
 
 SIZE = "bytes of the drafter on disk"
 COST = "c: bytes of a draft step / bytes of a target step"
-
-Row = dict[str, Any]
 
 
 def write(results: dict[str, Any], cells: Sequence[Cell], out: Path) -> None:
@@ -93,11 +92,6 @@ def draw(results: dict[str, Any], tokens_path: Path, out: Path) -> Path:
     return out / REPORT
 
 
-def drafter_name(row: Row) -> str:
-    """What a row is called: its artifact, or what drafts without one."""
-    return str(row["artifact"] or {None: "target alone", PROMPT_LOOKUP: "prompt lookup"}[row["drafter"]])
-
-
 def _points(results: dict[str, Any], names: list[str], x_key: str) -> list[Point]:
     """Model drafters, pooled over suites and temperatures, on the prompts to choose by."""
     return [
@@ -139,16 +133,9 @@ def _histograms(tokens_path: Path, names: list[str]) -> list[str]:
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{tokens_path}: not what `factory eval` writes ({error!r}); run it again") from error
     return [
-        histogram(found, f"{name}, k = {k}, {'greedy' if t == 0 else f'temperature {t:g}'}", names.index(name))
+        histogram(found, f"{name}, k = {k}, {mode(t)}", names.index(name))
         for (name, k, t), found in sorted(counts.items(), key=lambda item: (names.index(item[0][0]), item[0][1:]))
     ]
-
-
-def interval(row: Row) -> str:
-    """A speedup with its interval."""
-    if row["speedup_low"] is None:
-        return f"{row['speedup']:.2f}x"
-    return f"{row['speedup']:.2f}x ({row['speedup_low']:.2f} to {row['speedup_high']:.2f})"
 
 
 def terminal_table(results: dict[str, Any]) -> Group:
@@ -185,15 +172,6 @@ def terminal_table(results: dict[str, Any]) -> Group:
         table.add_row(*map(Text, [*cells, _cell(row["repetition"], "{:.0%}")]))
     notes = [Text(note) for note in results.get("notes", [])]
     return Group(table, *notes, Text(), Text(results["verdict"]["reason"], style="bold"))
-
-
-def same_output(row: Row) -> str:
-    """Whether the output was the target's own, near-ties counted."""
-    if row["matches_target"] is None:
-        return "unknown"
-    if not row["matches_target"]:
-        return "NO"
-    return f"yes, {row['near_ties']} near-ties" if row["near_ties"] else "yes"
 
 
 def _cell(value: Any, form: str = "{:.2f}") -> str:

@@ -11,6 +11,7 @@ from eval.choose import Candidate, pool, verdict
 from eval.measurement import CHOOSE, CONFIRM, Arm, ArmFacts, Cell, Setting, measure
 from eval.parity import Audit
 from eval.plan import EvalPlan
+from eval.roofline import roofline
 from eval.suites import PromptSets
 from factory.forecast import Costs, costs_in_time, served
 from factory.profile import DeviceProfile, load
@@ -48,6 +49,7 @@ class Findings:
             "candidates": pooled,
             "rows": [self._row(base, cell) for base, cell in pairs],
             "profile": {**self.profile.record(), "words": self.profile.words},
+            "roofline": roofline([cell for _, cell in self.first], self.facts, self.profile, self.setting.dtype),
             "target": {
                 **self.target,
                 "parameters": self.facts[Arm()].parameters,
