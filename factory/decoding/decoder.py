@@ -21,13 +21,13 @@ Observer = Callable[[Draft, torch.Tensor, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class Round:
-    """What one target pass brought to the rows that were still being written, in the order of the prompts.
+    """What one target pass brought to the rows that were still being written, in any order.
 
     Of row b's new tokens the first accepted[b] were proposed; one more, where there is one, is the
     target's own: a correction where accepted[b] < proposed[b], else a bonus.
     """
 
-    rows: list[int]  # which prompts
+    rows: list[int]  # which prompts, from 0
     emitted: list[list[int]]
     accepted: list[int]
     proposed: list[int]
@@ -38,7 +38,10 @@ Listener = Callable[[Round], None]
 
 
 class Clock(Protocol):
-    """Told what is being done: "prefill", "draft", "verify" or "accept"."""
+    """Told what is being done: "prefill", "draft", "verify" or "accept"; what no span covers is the host's own.
+
+    "draft" is all that the drafter does after its prefill, "accept" is sampling, the rule and the target's rewind.
+    """
 
     def span(self, what: str) -> AbstractContextManager[None]:
         """A context that lasts as long as the work."""
@@ -90,12 +93,14 @@ def autoregressive(
     limits: Limits,
     noise: Noise,
     clock: Clock = NO_CLOCK,
+    listener: Listener | None = None,
 ) -> list[Generation]:
     """One token per row and target pass. Raises DataError for a prompt that is empty or fills the context."""
     batch = _Batch(target, prompts, limits)
     noise = _noise_for(sampling, noise, batch)
     with clock.span("prefill"):
         emitted = batch.emit_first(target, sampling, noise, batch.capacity)
+    batch.tell(listener, emitted)
     while rows := batch.going_on(emitted):
         if len(rows) < len(emitted):
             target.select(rows)
@@ -106,6 +111,7 @@ def autoregressive(
             race = noise.race("target", batch.written(), target.vocabulary)
             token = draw(probabilities(logits, sampling), race)
             emitted = batch.emit([[new] for new in token.tolist()], [0] * len(rows))
+        batch.tell(listener, emitted)
     return batch.generations
 
 
@@ -120,6 +126,7 @@ def speculative(
     noise: Noise,
     clock: Clock = NO_CLOCK,
     observer: Observer | None = None,
+    listener: Listener | None = None,
 ) -> list[Generation]:
     """Up to k + 1 tokens per row and target pass, in law those of `autoregressive` (and equal to them under greedy).
 
@@ -143,14 +150,15 @@ def speculative(
     with clock.span("prefill"):
         emitted = batch.emit_first(target, sampling, noise, capacity)
         drafter.start(batch.prompts(), capacity, sampling, noise)
+    batch.tell(listener, emitted)
     while rows := batch.going_on(emitted):
         if len(rows) < len(emitted):
             target.select(rows)
             drafter.select(rows)
             noise.select(rows)
-        drafter.commit([emitted[row] for row in rows])
         most = [min(k, room - 1) for room in batch.room()]
         with clock.span("draft"):
+            drafter.commit([emitted[row] for row in rows])
             draft = drafter.propose(max(most)).cut(most) if max(most) > 0 else no_draft(len(rows), target.device)
         with clock.span("verify"):
             read, proposed = target.lengths, draft.length.tolist()
@@ -165,6 +173,7 @@ def speculative(
             runs = [run[:new] for run, new in zip(tokens.tolist(), count.tolist(), strict=True)]
             target.rewind([old + len(run) for old, run in zip(read, runs, strict=True)])
             emitted = batch.emit(runs, proposed)
+        batch.tell(listener, emitted)
     return batch.generations
 
 
@@ -184,6 +193,7 @@ class _Batch:
                 )
         self.generations = [Generation(list(prompt)) for prompt in prompts]
         self._rows = list(self.generations)
+        self._numbers = list(range(len(self._rows)))  # which prompt each row is of
         self._limits = limits
         longest = max((len(prompt) for prompt in prompts), default=0)
         self.capacity = min(longest + limits.max_new_tokens, limits.context)
@@ -237,7 +247,16 @@ class _Batch:
         movers = [row for row in rows if row >= len(rows)]
         rows = [movers.pop() if row is None else row for row in stay]
         self._rows = [self._rows[row] for row in rows]
+        self._numbers = [self._numbers[row] for row in rows]
         return rows
+
+    def tell(self, listener: Listener | None, emitted: list[list[int]]) -> None:
+        """Hand on what the last pass brought to every row that was still being written."""
+        if listener is None or not emitted:
+            return
+        accepted = [row.accepted[-1] if row.accepted else 0 for row in self._rows]
+        proposed = [row.proposed[-1] if row.proposed else 0 for row in self._rows]
+        listener(Round(list(self._numbers), emitted, accepted, proposed))
 
 
 def _noise_for(sampling: Sampling, noise: Noise, batch: _Batch) -> Noise:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
+from factory.decoding.decoder import Generation, Limits, Round, autoregressive, speculative
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.eager import EagerReader
 from factory.decoding.rejection import Draft
@@ -278,3 +278,54 @@ def test_the_clock_is_told_what_is_being_done(target: PreTrainedModel) -> None:
     drafter = ModelDrafter(EagerReader(target))
     speculative(EagerReader(target), drafter, [PROMPT], 3, GREEDY, limits, NOISE, clock=diary)
     assert diary.spans == ["prefill", *["draft", "verify", "accept"] * 2]
+
+
+def test_a_listener_hears_every_round_as_it_ends(
+    target: PreTrainedModel, noisy: Callable[..., PreTrainedModel], reference: Callable[..., list[int]]
+) -> None:
+    """What it heard, put together by prompt, is what was written; rows that leave change no other's number."""
+    prompts = [[5], PROMPT, [0, 20, 31, 20], [11, 12, 13]]
+    eos = frozenset({reference(target, prompts[0], 4)[3], reference(target, prompts[2], 9)[8]})
+    limits = Limits(max_new_tokens=24, eos=eos, context=160)
+    noise = Noise(0, range(4))
+    for drafter in (None, ModelDrafter(EagerReader(noisy(target)))):
+        heard: list[Round] = []
+        if drafter is None:
+            made = autoregressive(EagerReader(target), prompts, GREEDY, limits, noise, listener=heard.append)
+        else:
+            made = speculative(EagerReader(target), drafter, prompts, 3, GREEDY, limits, noise, listener=heard.append)
+        assert len({row.target_passes for row in made}) >= 3  # they leave at different times
+        assert len(heard) == max(row.target_passes for row in made)
+        assert heard[0].accepted == heard[0].proposed == [0, 0, 0, 0]
+        for number, row in enumerate(made):
+            mine = [(heard_of, heard_of.rows.index(number)) for heard_of in heard if number in heard_of.rows]
+            assert len(mine) == row.target_passes
+            assert [token for one, place in mine for token in one.emitted[place]] == row.tokens
+            assert [one.accepted[place] for one, place in mine[1:]] == row.accepted
+            assert [one.proposed[place] for one, place in mine[1:]] == row.proposed
+
+
+def test_what_a_listener_raises_ends_the_writing(target: PreTrainedModel) -> None:
+    class EnoughError(Exception):
+        pass
+
+    heard: list[list[int]] = []
+
+    def listen(one: Round) -> None:
+        heard.append(one.emitted[0])
+        if len(heard) == 3:
+            raise EnoughError
+
+    limits = Limits(max_new_tokens=24, eos=frozenset(), context=160)
+    with pytest.raises(EnoughError):
+        speculative(
+            EagerReader(target), ModelDrafter(EagerReader(target)), [PROMPT], 2, GREEDY, limits, NOISE, listener=listen
+        )
+    assert [len(run) for run in heard] == [1, 3, 3]
+
+
+def test_no_prompts_are_no_round(target: PreTrainedModel) -> None:
+    heard: list[Round] = []
+    limits = Limits(max_new_tokens=5, eos=frozenset(), context=40)
+    autoregressive(EagerReader(target), [], GREEDY, limits, Noise(0, []), listener=heard.append)
+    assert heard == []
