@@ -9,9 +9,9 @@ measured in the same run, not chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -20,12 +20,14 @@ from eval.arms import Entry
 from eval.measurement import Arm
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter
-from factory.decoding.eager import EagerReader
-from factory.decoding.reader import Reader
+from factory.decoding.reader import Reader, right_padded
+from factory.decoding.readers import open_reader
 from factory.decoding.sampling import Noise, Sampling
 
 LARGEST_EXACT = 100_000_000  # parameters: above it float64 on a CPU takes too long and too much memory
 PROBES = 4  # outputs on which the rounding is measured
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -69,29 +71,56 @@ def forced_logits(reader: Reader, prompt: Sequence[int], tokens: Sequence[int], 
 
     The first come from the prefill, as in decoding.
     """
-    reader.start(1, len(prompt) + len(tokens) + rows)
-    found = [reader.feed_last(torch.tensor([list(prompt)], device=reader.device))]  # [1, V]
-    for start in range(0, len(tokens) - 1, rows):
-        part = torch.tensor([list(tokens[start : min(start + rows, len(tokens) - 1)])], device=reader.device)
-        found.append(reader.feed(part)[0])  # [rows, V]
-    return torch.cat([logits.double().cpu() for logits in found])
+    (found,) = forced_batch(reader, [Generation(list(prompt), list(tokens))], rows, 1)
+    return found
 
 
-def near_tie_bounds(reader: Reader, outputs: Sequence[Generation], ks: Iterable[int]) -> dict[int, float]:
+@torch.no_grad()
+def forced_batch(reader: Reader, outputs: Sequence[Generation], rows: int, keep: int) -> list[torch.Tensor]:
+    """The same for a batch of outputs, each with at least one token: [len(tokens), V] for the first `keep` of them.
+
+    An output that has ended waits in its row.
+    """
+    longest = max(len(output.prompt) + len(output.tokens) for output in outputs)
+    reader.start(len(outputs), longest + rows)
+    logits = reader.feed_last(*right_padded([output.prompt for output in outputs], reader.device))  # [B, V]
+    found = [[row] for row in logits[:keep].unsqueeze(1).double().cpu()]  # [1, V] each
+    for start in range(0, max(len(output.tokens) for output in outputs) - 1, rows):
+        parts = [output.tokens[start : min(start + rows, len(output.tokens) - 1)] for output in outputs]
+        tokens, count = right_padded(parts, reader.device)  # [B, rows]
+        logits = reader.feed(tokens, count)[:keep].double().cpu()
+        for row, (block, real) in enumerate(zip(logits, count, strict=False)):
+            found[row].append(block[:real])
+    return [torch.cat(parts) for parts in found]
+
+
+def near_tie_bounds(
+    reader: Reader, outputs: Sequence[Generation], ks: Iterable[int], batch: int = 1
+) -> dict[int, float]:
     """For each k, twice the largest difference between 1-row and (k+1)-row logits of the same positions.
 
-    Twice, because each of two logits may have moved by it. 0, so that nothing is excused, where the
-    difference is as large as the logits' own spread: that is a fault of the reader, not a rounding.
+    Twice, because each of two logits may have moved by it. Where outputs are written `batch` at a time,
+    a batch's 1-row and (k+1)-row passes are both compared with those of one row alone, since its size
+    rounds differently too. 0, so that nothing is excused, where the difference is as large as the
+    logits' own spread: that is a fault of the reader, not a rounding.
     """
-    probes = [output for output in outputs if len(output.tokens) > 1][:PROBES]
+    written = [output for output in outputs if len(output.tokens) > 1][: max(batch, PROBES)]
+    probes = written[:PROBES]
+    if not probes:
+        return dict.fromkeys(ks, 0.0)
     single = [forced_logits(reader, probe.prompt, probe.tokens, 1) for probe in probes]  # [T, V] each
-    spread = min((float(logits.std(dim=-1).mean()) for logits in single), default=0.0)
-    bounds = {}
-    for k in ks:
-        blocks = [forced_logits(reader, probe.prompt, probe.tokens, k + 1) for probe in probes]
-        moved = max((float((a - b).abs().max()) for a, b in zip(single, blocks, strict=True)), default=0.0)
-        bounds[k] = 2 * moved if 2 * moved < spread else 0.0
-    return bounds
+
+    def moved(rows: int) -> float:
+        if batch > 1:
+            blocks = forced_batch(reader, written, rows, len(probes))
+        else:
+            blocks = [forced_logits(reader, probe.prompt, probe.tokens, rows) for probe in probes]
+        return max(float((a - b).abs().max()) for a, b in zip(single, blocks, strict=True))
+
+    spread = min(float(logits.std(dim=-1).mean()) for logits in single)
+    by_batch = moved(1) if batch > 1 else 0.0
+    bounds = {k: 2 * max(by_batch, moved(k + 1)) for k in ks}
+    return {k: bound if bound < spread else 0.0 for k, bound in bounds.items()}
 
 
 def audit(reader: Reader, baseline: Sequence[Generation], outputs: Sequence[Generation], bound: float | None) -> Audit:
@@ -147,21 +176,70 @@ def uncached_audit(model: PreTrainedModel, outputs: Sequence[Generation], bound:
 
 @dataclass(frozen=True)
 class Greedy:
-    """Writes greedily with one reader, one prompt at a time."""
+    """Writes greedily with one reader, `batch` prompts at a time."""
 
     reader: Reader
     limits: Limits
+    batch: int = 1
 
     def alone(self, prompts: Sequence[list[int]]) -> list[Generation]:
         """The target alone."""
-        return [autoregressive(self.reader, [p], Sampling(), self.limits, self._noise())[0] for p in prompts]
+        parts = in_parts(prompts, self.batch)
+        return [
+            one
+            for part in parts
+            for one in autoregressive(self.reader, part, Sampling(), self.limits, self._noise(part))
+        ]
 
     def drafted(self, drafter: Drafter, k: int, prompts: Sequence[list[int]]) -> list[Generation]:
         """The target with a drafter."""
-        return [speculative(self.reader, drafter, [p], k, Sampling(), self.limits, self._noise())[0] for p in prompts]
+        parts = in_parts(prompts, self.batch)
+        return [
+            one
+            for part in parts
+            for one in speculative(self.reader, drafter, part, k, Sampling(), self.limits, self._noise(part))
+        ]
 
-    def _noise(self) -> Noise:
-        return Noise(0, [0], device=str(self.reader.device))  # asked for, but greedy does not depend on it
+    def _noise(self, part: Sequence[list[int]]) -> Noise:
+        return Noise(0, range(len(part)), device=self.reader.device)  # asked for, but greedy does not depend on it
+
+
+class Reference:
+    """What a target writes greedily by itself: compared with transformers, and what its arms are compared with.
+
+    In float64 nothing is excused; in another dtype near-ties are, as `audit` says.
+    """
+
+    def __init__(
+        self,
+        target: PreTrainedModel,
+        reader: Reader,
+        prompts: Sequence[list[int]],
+        limits: Limits,
+        ks: Iterable[int],
+        batch: int = 1,
+    ) -> None:
+        """`reader` reads the target; `ks` are those that `against` will be asked for."""
+        self._target = target
+        self._prompts = prompts
+        self._greedy = Greedy(reader, limits, batch)
+        self.alone = self._greedy.alone(prompts)
+        self._passes = limits.max_new_tokens  # an uncached pass has as many rows as the output is long
+        self._bounds: dict[int, float] | None = None
+        if target.dtype != torch.float64:
+            self._bounds = near_tie_bounds(reader, self.alone, sorted({self._passes, *ks}), batch)
+
+    def itself(self) -> Audit:
+        """The target alone against transformers' own uncached forward pass."""
+        return uncached_audit(self._target, self.alone, self._bound(self._passes))
+
+    def against(self, drafter: Drafter, k: int) -> Audit:
+        """The target with a drafter against the target alone."""
+        outputs = self._greedy.drafted(drafter, k, self._prompts)
+        return audit(self._greedy.reader, self.alone, outputs, self._bound(k))
+
+    def _bound(self, k: int) -> float | None:
+        return self._bounds[k] if self._bounds is not None else None
 
 
 def check(
@@ -172,23 +250,23 @@ def check(
     limits: Limits,
     told: Callable[[], None],
 ) -> dict[Arm, Audit]:
-    """Greedy parity of the target alone and of every arm. In float64 nothing is excused.
+    """Greedy parity of the target alone and of every arm.
 
-    In another dtype (targets too large for float64) near-ties are, as `audit` says. `drafters` loads
-    an entry's drafter; one is held at a time.
+    In float64 nothing is excused; in another dtype (targets too large for float64) near-ties are.
+    `drafters` loads an entry's drafter; one is held at a time.
     """
-    greedy = Greedy(EagerReader(target), limits)
-    alone = greedy.alone(prompts)
-    bounds: dict[int, float] | None = None
-    if target.dtype != torch.float64:
-        # An uncached pass has as many rows as the output is long.
-        bounds = near_tie_bounds(greedy.reader, alone, {limits.max_new_tokens, *(k for e in field for k in e.ks)})
-    found = {Arm(): uncached_audit(target, alone, bounds[limits.max_new_tokens] if bounds else None)}
+    reference = Reference(target, open_reader(target), prompts, limits, [k for entry in field for k in entry.ks])
+    found = {Arm(): reference.itself()}
     told()
     for entry in field:
         drafter = drafters(entry)
         for arm, k in zip(entry.arms, entry.ks, strict=True):
-            outputs = greedy.drafted(drafter, k, prompts)
-            found[arm] = audit(greedy.reader, alone, outputs, bounds[k] if bounds else None)
+            found[arm] = reference.against(drafter, k)
             told()
     return found
+
+
+def in_parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Consecutive parts of at most `size` items."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

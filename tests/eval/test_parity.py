@@ -7,7 +7,17 @@ import torch
 from transformers import PreTrainedModel
 
 from eval.arms import Entry
-from eval.parity import Greedy, audit, check, first_divergence, forced_logits, near_tie_bounds, uncached_audit
+from eval.parity import (
+    Greedy,
+    Reference,
+    audit,
+    check,
+    first_divergence,
+    forced_batch,
+    forced_logits,
+    near_tie_bounds,
+    uncached_audit,
+)
 from factory.decoding.decoder import Generation, Limits
 from factory.decoding.drafters import ModelDrafter, PromptLookup
 from factory.decoding.eager import EagerReader
@@ -130,3 +140,39 @@ def test_check_covers_the_target_alone_and_every_arm(tiny: Tiny, dtype: torch.dt
     assert len(found) == len(told) == 3
     assert all(result.passed and result.compared == 3 for result in found.values())
     assert all((result.bound is None) == (dtype == torch.float64) for result in found.values())
+
+
+def test_a_ragged_batch_writes_and_is_forced_as_its_rows_alone(tiny: Tiny) -> None:
+    model = tiny()
+    eos = frozenset(Greedy(EagerReader(model), LIMITS).alone(PROMPTS[:1])[0].tokens[5:6])  # one row ends early
+    limits = Limits(max_new_tokens=24, eos=eos, context=160)
+    alone = Greedy(EagerReader(model), limits).alone(PROMPTS)
+    assert len({len(output.tokens) for output in alone}) > 1
+    together = Greedy(EagerReader(model), limits, batch=2).alone(PROMPTS)
+    assert [output.tokens for output in together] == [output.tokens for output in alone]
+    for rows in (1, 4):
+        found = forced_batch(EagerReader(model), alone, rows, keep=2)
+        assert len(found) == 2
+        for output, logits in zip(alone, found, strict=False):
+            expected = forced_logits(EagerReader(model), output.prompt, output.tokens, 1)
+            assert torch.allclose(logits, expected, atol=1e-9, rtol=0)
+
+
+def test_the_bound_of_a_batch_covers_what_the_batch_itself_moves(tiny: Tiny) -> None:
+    reader = EagerReader(tiny(dtype=torch.float32))
+    outputs = Greedy(reader, LIMITS).alone(PROMPTS)
+    single = [forced_logits(reader, output.prompt, output.tokens, 1) for output in outputs]
+    blocks = forced_batch(reader, outputs, 1, keep=3)
+    moved = max(float((a - b).abs().max()) for a, b in zip(single, blocks, strict=True))
+    bounds = near_tie_bounds(reader, outputs, [2, 4], batch=3)
+    assert all(2 * moved <= bound < 1e-2 for bound in bounds.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_reference_holds_batches_to_the_target_alone(tiny: Tiny, dtype: torch.dtype) -> None:
+    model = tiny(dtype=dtype)
+    reference = Reference(model, EagerReader(model), PROMPTS, LIMITS, [3], batch=3)
+    assert reference.itself().passed
+    assert reference.against(PromptLookup(vocabulary=96), 3).passed
+    wrong = Reference(model, ShiftedReader(model), PROMPTS, LIMITS, [3], batch=3)
+    assert not wrong.against(ModelDrafter(EagerReader(model)), 3).passed
