@@ -45,6 +45,18 @@ class Audit:
         """Something was compared, and every divergence is a near-tie."""
         return self.compared > 0 and self.divergences == self.near_ties
 
+    @classmethod
+    def of(cls, audits: Sequence[Audit]) -> Audit:
+        """Several taken together; the bound is the largest. One that compared nothing leaves nothing compared."""
+        bounds = [found.bound for found in audits if found.bound is not None]
+        return cls(
+            sum(found.compared for found in audits) if all(found.compared for found in audits) else 0,
+            sum(found.divergences for found in audits),
+            sum(found.near_ties for found in audits),
+            max(bounds, default=None),
+            tuple(line for found in audits for line in found.detail),
+        )
+
     def facts(self) -> dict[str, Any]:
         """As results.json has it."""
         return {

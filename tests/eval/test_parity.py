@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from eval.arms import Entry
 from eval.parity import (
+    Audit,
     Greedy,
     Reference,
     audit,
@@ -112,6 +113,17 @@ def test_an_output_that_ends_early_fails(tiny: Tiny) -> None:
     outputs = Greedy(reader, LIMITS).alone(PROMPTS[:1])
     short = [Generation(outputs[0].prompt, outputs[0].tokens[:-1], 1)]
     assert "ends after" in audit(reader, outputs, short, 1.0).detail[0]
+
+
+def test_audits_taken_together_pass_only_where_each_does() -> None:
+    clean, tied, wrong = Audit(3, 0, 0, 0.5), Audit(4, 1, 1, 0.75), Audit(2, 1, 0, None, ("token 1: ...",))
+    both = Audit.of([clean, tied])
+    assert (both.compared, both.divergences, both.near_ties, both.bound, both.passed) == (7, 1, 1, 0.75, True)
+    every = Audit.of([clean, tied, wrong])
+    assert (every.passed, every.detail) == (False, ("token 1: ...",))
+    assert Audit.of([Audit(3, 0, 0, None)]).bound is None
+    assert not Audit.of([clean, Audit(0, 0, 0, None)]).passed
+    assert not Audit.of([]).passed
 
 
 def test_nothing_compared_is_not_a_pass(tiny: Tiny) -> None:
