@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -13,7 +14,8 @@ from eval.measurement import MODEL, PROMPT_LOOKUP, Arm, ArmFacts
 from eval.plan import EvalPlan
 from factory.artifact import Artifact
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
-from factory.decoding.eager import EagerReader
+from factory.decoding.reader import Reader
+from factory.decoding.readers import ReaderKind, open_reader
 from factory.edit import Shape
 from factory.errors import ArtifactError
 from factory.forecast import cost_ratio, served
@@ -36,12 +38,20 @@ class Entry:
             return [Arm(None, PROMPT_LOOKUP, k) for k in self.ks]
         return [Arm(self.artifact.name, MODEL, k) for k in self.ks]
 
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of its drafter and of the target that this was made from; none where no model drafts."""
+        if self.artifact is None:
+            return ()
+        made = self.artifact.manifest
+        return Shape(**made["shape"]), Shape(**made["target_shape"])
+
     def facts(self, dtype: str) -> ArmFacts:
         """What its manifest says; c in bytes is that of both models as they run, in that dtype."""
         if self.artifact is None:
             return ArmFacts(parameters=0, bytes_on_disk=0, cost_ratio=None)
         made = self.artifact.manifest
-        drafter, target = Shape(**made["shape"]), Shape(**made["target_shape"])
+        drafter, target = self.shapes
         c = cost_ratio(served(drafter, dtype), served(target, dtype))
         return ArmFacts(int(made["parameters"]), int(made["bytes_on_disk"]), c, drafter, target)
 
@@ -52,7 +62,8 @@ class Running:
 
     drafter: Drafter
     model: PreTrainedModel | None
-    note: str | None = None  # what a reader should know of its weight format on this device
+    reader: Reader | None = None
+    notes: tuple[str, ...] = ()  # what should be known of its weight format and its reader on this device
 
     @property
     def weight_bytes(self) -> int:
@@ -90,12 +101,25 @@ def entries(artifacts: Sequence[Artifact], plan: EvalPlan) -> list[Entry]:
     return [Entry(None, plan.lookup_ks), *drafters]
 
 
-def start(entry: Entry, vocabulary: int, dtype: torch.dtype, device: str) -> Running:
-    """Load what the entry drafts with. Raises ModelError, UnsupportedModel."""
+def start(entry: Entry, vocabulary: int, dtype: torch.dtype, device: str, kind: str = "auto") -> Running:
+    """Load what the entry drafts with, and read it by that kind of reader. Raises ModelError, UnsupportedModel."""
     if entry.artifact is None:
         return Running(PromptLookup(vocabulary=vocabulary, device=device), None)
-    model = entry.artifact.load_model(dtype, device)
-    return Running(ModelDrafter(EagerReader(model), entry.artifact.name), model, _note(entry.artifact, model, device))
+    name, model = entry.artifact.name, entry.artifact.load_model(dtype, device)
+    reader = opened(model, kind)
+    notes = [_note(entry.artifact, model, device), reason(reader, name)]
+    said = tuple(note for note in notes if note is not None)
+    return Running(ModelDrafter(reader, name), model, reader, said)
+
+
+def opened(model: PreTrainedModel, kind: str) -> Reader:
+    """A reader of a plan's kind, or of a simpler one, which then says why. Raises UnsupportedModel."""
+    return open_reader(model, cast(ReaderKind, kind))
+
+
+def reason(reader: Reader, whose: str) -> str | None:
+    """Why no faster reader runs that model; None where nothing is to be said."""
+    return f"{whose} runs by the reader {reader.name}: {reader.why}" if reader.why else None
 
 
 def _note(artifact: Artifact, model: PreTrainedModel, device: str) -> str | None:

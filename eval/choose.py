@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.measurement import MODEL, Acceptance, Arm, Cell, acceptance, paired, suspicion
+from eval.measurement import MODEL, Acceptance, Arm, Cell, Key, Quad, acceptance, paired, suspicion
 from eval.stats import Interval, speedup
 from factory.forecast import expected_tokens
 
 FIGURES = ("artifact", "drafter", "k", "speedup", "speedup_low", "speedup_high")
-FEW_PROMPTS = 8  # below it the interval covers less often than it says
+FEW = 8  # prompts, or batches of them: below it the interval covers less often than it says
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,17 @@ class Candidate:
     interval: Interval
     prompts: int
     repeats: int
+    batch: int  # prompts answered together: what is resampled is a whole batch
     alpha: float | None
-    round_tokens: float | None  # new tokens a round brings
+    round_tokens: float | None  # new tokens that a round brings to a row
     round_cost: float | None  # a round's drafting, verification and overhead, in steps of the target alone
     draft_cost: float | None  # its drafting part
     warning: str | None = None
+
+    @property
+    def resampled(self) -> int:
+        """What the interval comes from: prompts, or batches of them."""
+        return self.prompts // self.batch
 
     @property
     def low(self) -> float:
@@ -48,7 +54,7 @@ class Candidate:
 
 
 def pool(pairs: Sequence[tuple[Cell, Cell]], seed: int) -> list[Candidate]:
-    """Candidates from (baseline cell, cell) pairs. A prompt's temperatures stay together when it is resampled."""
+    """Candidates from (baseline cell, cell) pairs of one batch. A prompt's temperatures are resampled together."""
     by_arm: dict[Arm, list[tuple[Cell, Cell]]] = {}
     for base, cell in pairs:
         if cell.arm.drafter is not None:
@@ -57,27 +63,29 @@ def pool(pairs: Sequence[tuple[Cell, Cell]], seed: int) -> list[Candidate]:
 
 
 def _pooled(arm: Arm, cells: Sequence[tuple[Cell, Cell]], seed: int) -> Candidate:
-    by_prompt: dict[tuple[str, int], tuple[float, float, float, float]] = {}
+    totals: dict[Key, Quad] = {}
     for base, cell in cells:
         for key, (a, b, c, d) in paired(base, cell).items():
-            w, x, y, z = by_prompt.get(key, (0.0, 0.0, 0.0, 0.0))
-            by_prompt[key] = (w + a, x + b, y + c, z + d)
+            w, x, y, z = totals.get(key, (0.0, 0.0, 0.0, 0.0))
+            totals[key] = (w + a, x + b, y + c, z + d)
     counts: Acceptance = acceptance([one.generation for _, cell in cells for one in cell.outputs])
-    timed = [one for _, cell in cells for repeat in cell.runs for one in repeat]
-    alone = [one for base, _ in cells for repeat in base.runs for one in repeat]
+    timed = [one for _, cell in cells for one in cell.timed]
+    alone = [one for base, _ in cells for one in base.timed]
     rounds, steps = sum(one.rounds for one in timed), sum(one.rounds for one in alone)
+    passes = sum(len(one.accepted) for batch in timed for one in batch.generations)
     round_tokens = round_cost = draft_cost = None
-    if rounds and steps:
-        round_tokens = sum(len(one.generation.tokens) - 1 for one in timed) / rounds
+    if passes and steps:
+        round_tokens = sum(one.decoded_tokens for one in timed) / passes
         step_s = sum(one.decode_s for one in alone) / steps
         round_cost = sum(one.decode_s for one in timed) / rounds / step_s
         draft_cost = sum(one.draft_s for one in timed) / rounds / step_s
     return Candidate(
         arm=arm,
         lossless=all(cell.lossless is True for _, cell in cells),
-        interval=speedup(list(by_prompt.values()), seed),
-        prompts=len(by_prompt),
+        interval=speedup(list(totals.values()), seed),
+        prompts=sum(len(requests) for _, requests in totals),
         repeats=min(len(cell.runs) for _, cell in cells),
+        batch=cells[0][1].batch,
         alpha=counts.alpha,
         round_tokens=round_tokens,
         round_cost=round_cost,
@@ -137,14 +145,19 @@ def verdict(
         "reason": " ".join([reason, *(f"Warning: {warning}." for warning in warnings)]),
         "prompts": winner.prompts if winner else None,
         "repeats": winner.repeats if winner else None,
+        "batch": chosen[0].batch if chosen else None,
         "runner_up": runner_up.facts() if runner_up and winner else None,
         "warnings": warnings,
     }
 
 
+def _batches(candidate: Candidate) -> str:
+    return "" if candidate.batch == 1 else f", {candidate.batch} at a time,"
+
+
 def _figure(interval: Interval) -> str:
     if interval.low is None:
-        return f"{interval.value:.2f}x (no interval: one prompt)"
+        return f"{interval.value:.2f}x (no interval: one observation)"
     return f"{interval.value:.2f}x ({interval.low:.2f} to {interval.high:.2f})"
 
 
@@ -168,7 +181,7 @@ def _praise(
     said = [
         f"{winner.arm.words} is {winner.interval.value:.2f} times as fast as the target alone, "
         f"{_sameness(temperatures)}: 95 % interval {winner.low:.2f} to "
-        f"{winner.interval.high:.2f} over {winner.prompts} prompts that took no part "
+        f"{winner.interval.high:.2f} over {winner.prompts} prompts{_batches(winner)} that took no part "
         f"in choosing it, {_modes(temperatures)} (on the prompts it was chosen by: {_figure(first.interval)})."
     ]
     if winner.arm.drafter != MODEL and any(candidate.arm.drafter == MODEL for candidate in chosen):
@@ -179,8 +192,9 @@ def _praise(
             said.append("It did better here, but was not the first choice before: which is faster is not sure.")
         elif runner_up.interval.high is not None and runner_up.interval.high > winner.low:
             said.append("The intervals of the two overlap: which is faster is not sure.")
-    if winner.prompts < FEW_PROMPTS:
-        said.append(f"Only {winner.prompts} prompts: the interval is rough.")
+    if winner.resampled < FEW:
+        of_what = "prompts" if winner.batch == 1 else f"batches of {winner.batch}"
+        said.append(f"Only {winner.resampled} {of_what}: the interval is rough.")
     if winner.repeats == 1:
         said.append("Each prompt was timed once: a disturbance of the machine would not be noticed.")
     return " ".join(said)

@@ -13,6 +13,7 @@ from factory.errors import RecipeError
 PLANS = Path(__file__).resolve().parent / "plans"
 
 Guesses = Annotated[int, Field(ge=1, le=64)]
+Rows = Annotated[int, Field(ge=1, le=64)]
 Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 
 
@@ -32,6 +33,11 @@ class EvalPlan(BaseModel):
     lookup_ks: tuple[Guesses, ...] = Field(default=(4,), min_length=1)  # the free baseline, so never without
     raw_ks: tuple[Guesses, ...] = Field(default=(4,), min_length=1)  # drafters as they were before training
     temperatures: tuple[Temperature, ...] = Field(default=(0.0, 1.0), min_length=1)
+    batches: tuple[Rows, ...] = Field(default=(1,), min_length=1)  # prompts at a time; the first decides the verdict
+    map_batches: tuple[Rows, ...] = Field(default=(1, 2, 4, 8), min_length=1)  # of `--map`, as are the next three
+    map_contexts: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(64, 256), min_length=1)  # tokens of prompt
+    map_samples: int = Field(default=6, ge=2)  # batches timed in each cell
+    map_new_tokens: int = Field(default=32, ge=2)
     top_k: int = Field(default=0, ge=0)  # 0 = off
     top_p: float = Field(default=1.0, gt=0, le=1)  # 1 = off
     repeats: int = Field(default=3, ge=1)
@@ -41,9 +47,11 @@ class EvalPlan(BaseModel):
     seed: int = Field(default=0, ge=0)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
+    reader: Literal["auto", "eager", "lean", "packed", "compiled"] = "auto"  # how the target runs, alone and verifying
+    drafter_reader: Literal["auto", "eager", "lean", "packed", "packed-int8", "compiled"] = "auto"
     threads: int | None = Field(default=None, ge=1)  # None = as torch finds it
 
-    @field_validator("suites", "ks", "lookup_ks", "raw_ks", "temperatures")
+    @field_validator("suites", "ks", "lookup_ks", "raw_ks", "temperatures", "batches", "map_batches", "map_contexts")
     @classmethod
     def _no_repeats(cls, values: tuple[object, ...]) -> tuple[object, ...]:
         if len(set(values)) != len(values):

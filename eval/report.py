@@ -54,6 +54,7 @@ def token_lines(cell: Cell) -> list[Row]:
             "drafter": cell.arm.drafter,
             "suite": cell.suite,
             "k": cell.arm.k,
+            "batch": cell.batch,
             "temperature": cell.temperature,
             "new_tokens": len(one.generation.tokens),
             "target_passes": one.generation.target_passes,

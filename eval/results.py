@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from eval.choose import Candidate, pool, verdict
-from eval.measurement import CHOOSE, CONFIRM, Arm, ArmFacts, Cell, Setting, measure
+from eval.figures import Setting, measure
+from eval.measurement import CHOOSE, CONFIRM, Arm, ArmFacts, Cell
 from eval.parity import Audit
 from eval.plan import EvalPlan
 from eval.roofline import roofline
@@ -39,7 +40,8 @@ class Findings:
 
     def results(self) -> dict[str, Any]:
         """results.json. What does not apply is None, never missing."""
-        chosen, confirmed = pool(self.first, self.setting.seed), pool(self.second, self.setting.seed)
+        decisive = [pair for pair in self.first if pair[0].batch == self.plan.batches[0]]
+        chosen, confirmed = pool(decisive, self.setting.seed), pool(self.second, self.setting.seed)
         pooled = [self._candidate(one, CHOOSE) for one in chosen] + [self._candidate(one, CONFIRM) for one in confirmed]
         pairs = (*self.first, *self.second)
         return {
@@ -81,12 +83,13 @@ class Findings:
         return costs_in_time(served(drafter or target, dtype), served(target, dtype), self.profile, dtype)
 
     def _row(self, base: Cell, cell: Cell) -> dict[str, Any]:
-        return measure(cell, base, self.facts[cell.arm], self.setting, self._costs(cell.arm)).row()
+        costs = self._costs(cell.arm) if cell.batch == 1 else None  # forecasts know no larger batch
+        return measure(cell, base, self.facts[cell.arm], self.setting, costs).row()
 
     def _candidate(self, one: Candidate, stage: str) -> dict[str, Any]:
         facts, costs, k = self.facts[one.arm], self._costs(one.arm), one.arm.k
         forecast = None
-        if costs is not None and facts.drafter_shape is not None and one.alpha is not None and k is not None:
+        if costs and facts.drafter_shape and one.alpha is not None and k is not None and one.batch == 1:
             forecast = costs.speedup(one.alpha, k)
         return {
             **one.facts(),
@@ -94,6 +97,7 @@ class Findings:
             "matches_target": one.lossless,
             "prompts": one.prompts,
             "repeats": one.repeats,
+            "batch": one.batch,
             "alpha": one.alpha,
             "round_tokens": one.round_tokens,
             "round_cost": one.round_cost,
@@ -106,4 +110,4 @@ class Findings:
 
     def _parity(self, arm: Arm, found: Audit) -> dict[str, Any]:
         dtype, device = ("float64", "cpu") if self.exact else (self.setting.dtype, self.setting.device)
-        return {**asdict(arm), "dtype": dtype, "device": device, **found.facts()}
+        return {**asdict(arm), "dtype": dtype, "device": device, "batches": list(self.plan.batches), **found.facts()}

@@ -34,7 +34,7 @@ def roofline(cells: Sequence[Cell], facts: dict[Arm, ArmFacts], profile: DeviceP
     if target is None:
         return None
     target = served(target, dtype)
-    timed = [cell for cell in cells if cell.stage == CHOOSE]
+    timed = [cell for cell in cells if cell.stage == CHOOSE and cell.batch == cells[0].batch]
     drafted = [cell for cell in timed if cell.arm.drafter == MODEL]
 
     steps = [_step("target", target, [cell for cell in timed if cell.arm.drafter is None], profile, dtype)]
@@ -84,12 +84,13 @@ def _step(
     kind: Literal["target", "verify", "draft"], shape: Shape, cells: Sequence[Cell], profile: DeviceProfile, dtype: str
 ) -> Figures:
     """One kind of step over cells, all repeats together; `measured_s` is None where it was never timed."""
-    timed = [one for cell in cells for repeat in cell.runs for one in repeat]
-    rounds, proposed = sum(one.rounds for one in timed), sum(sum(one.generation.proposed) for one in timed)
+    timed = [one for cell in cells for one in cell.timed]
+    rounds, drafted = sum(one.rounds for one in timed), sum(one.draft_steps for one in timed)
     spent_s = sum(one.draft_s if kind == "draft" else one.verify_s for one in timed)
-    count = proposed if kind == "draft" else rounds
+    count = drafted if kind == "draft" else rounds
     named = {"step": kind, "artifact": None, "k": None}
     if not count or spent_s <= 0:
         return {**named, "measured_s": None}
-    tokens = 1 + proposed / rounds if kind == "verify" else 1.0
+    fed = sum(one.read_tokens if kind == "verify" else one.rows_read for one in timed)
+    tokens = fed / rounds  # a draft step's rows are taken to be a round's
     return {**named, **figures(shape, tokens, spent_s / count, profile, dtype)}

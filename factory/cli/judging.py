@@ -40,7 +40,7 @@ def evaluate(
     if not judged:
         raise FactoryError(f"{', '.join(map(str, artifacts))}: no artifact there; `factory build RECIPE` makes one")
     out = out or artifacts[0]
-    from eval.bench import evaluate as judge  # imports torch: only once it is sure that there is something to judge
+    from eval.evaluation import evaluate as judge  # imports torch: only once there is surely something to judge
     from eval.report import terminal_table
 
     with shown_progress(quiet) as progress:

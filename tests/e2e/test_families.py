@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.bench import evaluate
+from eval.evaluation import evaluate
 from eval.plan import load_plan
 from factory.anatomy import ANATOMIES
 from factory.artifact import Artifact

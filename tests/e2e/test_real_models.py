@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from eval.bench import evaluate
+from eval.evaluation import evaluate
 from eval.plan import load_plan
 from factory.build import build
 from factory.recipe import load

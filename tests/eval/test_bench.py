@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from eval.arms import entries
-from eval.bench import evaluate
+from eval.evaluation import evaluate
 from eval.plan import EvalPlan, load_plan
 from eval.report import REPORT, RESULTS, TOKENS, draw, redraw, terminal_table
 from factory.artifact import Artifact, write_manifest
@@ -30,10 +30,11 @@ keep_raw: true
 """
 
 # What readers of results.json and tokens.jsonl rely on.
-ROW_FIELDS = """artifact drafter suite k temperature batch device dtype reader baseline_reader prompts repeats
-    matches_target divergences near_ties near_tie_bound new_tokens target_passes rounds tokens_per_s
-    baseline_tokens_per_s speedup speedup_low speedup_high speedup_decode alpha accepted_per_proposed overlap tau
-    t_draft_s t_verify_s t_accept_s t_host_s t_overhead_s repetition parameters bytes_on_disk peak_memory_bytes forecast_speedup"""
+ROW_FIELDS = """artifact drafter suite k temperature batch device dtype reader drafter_reader baseline_reader
+    prompts repeats matches_target divergences near_ties near_tie_bound new_tokens target_passes rounds
+    tokens_per_s baseline_tokens_per_s latency_s_per_token time_to_first_token_s speedup speedup_low
+    speedup_high speedup_decode alpha accepted_per_proposed overlap tau t_draft_s t_verify_s t_accept_s
+    t_host_s t_overhead_s repetition parameters bytes_on_disk peak_memory_bytes forecast_speedup"""
 TOKEN_FIELDS = "prompt_ids output_ids artifact drafter suite k temperature new_tokens target_passes accepted"
 
 
@@ -72,7 +73,7 @@ def test_an_evaluation_is_complete_and_true(built: Artifact, tiny_folder: Path, 
     assert all(row["matches_target"] is True for row in rows)
     assert all((row["divergences"] is None) == (row["temperature"] > 0 or row["drafter"] is None) for row in rows)
     assert all(found["passed"] and found["dtype"] == "float64" for found in results["parity"])
-    assert results["suites"][0]["version"] == 1 and results["target"]["reader"] == "eager"
+    assert results["suites"][0]["version"] == 1
 
     lines = [json.loads(line) for line in (out / TOKENS).read_text().splitlines()]
     assert all(set(line) >= set(TOKEN_FIELDS.split()) for line in lines)
@@ -108,8 +109,70 @@ def test_an_evaluation_is_complete_and_true(built: Artifact, tiny_folder: Path, 
         assert results["verdict"]["reason"] in (artifact.folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize("tiny_folder", ["llama"], indirect=True)
+def test_batches_stand_beside_each_other_and_write_the_same(built: Artifact, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    results = judge(
+        built,
+        out,
+        batches=(3, 1),
+        prompts=7,
+        confirm_prompts=3,
+        temperatures=(0.0,),
+        dtype="float64",
+        ks=(2,),
+        repeats=2,
+    )
+    rows = [row for row in results["rows"] if row["prompt_set"] == "choose"]
+    assert [row["batch"] for row in rows] == [3] * 4 + [1] * 4
+    assert {row["prompts"] for row in rows if row["batch"] == 3} == {6}  # the seventh fills no batch
+    assert {row["prompts"] for row in rows if row["batch"] == 1} == {7}
+    # the verdict is about the first batch, and that one alone is measured again
+    assert {row["batch"] for row in results["candidates"]} == {3} == {results["verdict"]["batch"]}
+    assert {row["batch"] for row in results["rows"] if row["prompt_set"] == "confirm"} <= {3}
+    # every arm at batch 3 is compared with the target at batch 1, the target alone too
+    assert all(row["matches_target"] is True for row in rows)
+    assert all(row["divergences"] == 0 for row in rows if row["batch"] == 3)
+    assert all(found["batches"] == [3, 1] and found["passed"] for found in results["parity"])
+    assert {found["outputs"] for found in results["parity"]} == {2 * 2}
+    lines = [json.loads(line) for line in (out / TOKENS).read_text().splitlines()]
+    lines = [line for line in lines if line["prompt_set"] == "choose"]
+    check_rows_against_tokens(rows, lines)
+    written = {(line["request"], tuple(line["output_ids"])) for line in lines}
+    assert len(written) == 7
+    assert all(row["time_to_first_token_s"] > 0 and row["latency_s_per_token"] > 0 for row in rows)
+    assert all(row["forecast_speedup"] is None for row in rows if row["batch"] == 3)
+
+
+@pytest.mark.parametrize("tiny_folder", ["llama"], indirect=True)
+def test_sampled_outputs_do_not_depend_on_the_batch(built: Artifact, tmp_path: Path) -> None:
+    judge(built, tmp_path / "out", batches=(2, 1), prompts=4, temperatures=(1.0,), dtype="float64", ks=(2,))
+    lines = [json.loads(line) for line in (tmp_path / "out" / TOKENS).read_text().splitlines()]
+    chosen = [line for line in lines if line["prompt_set"] == "choose"]
+    by_batch = [
+        {(line["artifact"], line["drafter"], line["k"], line["request"]): line["output_ids"] for line in mine}
+        for mine in ([line for line in chosen if line["batch"] == batch] for batch in (1, 2))
+    ]
+    assert by_batch[0] == by_batch[1] and len(by_batch[0]) == 4 * 4
+
+
+def test_a_batch_that_no_prompts_fill_is_told_before_anything_is_loaded(built: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="suite stories: 3 prompts to choose by do not fill a batch of 4; give more"):
+        judge(built, tmp_path / "out", batches=(1, 4))
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("tiny_folder", ["llama"], indirect=True)
+def test_the_plan_says_which_readers_run(built: Artifact, tmp_path: Path) -> None:
+    results = judge(built, tmp_path / "out", reader="eager", temperatures=(0.0,))
+    assert results["target"]["reader"] == "eager"
+    assert {(row["reader"], row["baseline_reader"]) for row in results["rows"]} == {("eager", "eager")}
+    assert all((row["drafter_reader"] is None) == (row["drafter"] != "model") for row in results["rows"])
+    assert all(row["matches_target"] is True for row in results["rows"])
+
+
 def check_rows_against_tokens(rows: list[dict[str, Any]], lines: list[dict[str, Any]]) -> None:
-    keys = ("artifact", "drafter", "suite", "k", "temperature", "prompt_set")
+    keys = ("artifact", "drafter", "suite", "k", "temperature", "batch", "prompt_set")
     for row in rows:
         mine = [line for line in lines if all(line[key] == row[key] for key in keys)]
         assert len(mine) == row["prompts"]

@@ -1,6 +1,7 @@
 """The choice on measurements made by hand: each prompt has its seconds, nothing is random but the bootstrap."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,7 @@ TOKENS = 13  # one from the prefill, then four rounds of three
 
 def output(request: int, seconds: float, accepted: int = 2, proposed: int = 3, rounds: int = 4) -> Timed:
     generation = Generation([1], [7] * TOKENS, 1 + rounds, [accepted] * rounds, [proposed] * rounds)
-    return Timed(request, generation, seconds, 0.1 * seconds, 0.2 * seconds, 0.6 * seconds, 0.05 * seconds)
+    return Timed((request,), [generation], seconds, 0.1 * seconds, 0.2 * seconds, 0.6 * seconds, 0.05 * seconds)
 
 
 def alone(seconds: Sequence[float], suite: str = "s", temperature: float = 0.0) -> Cell:
@@ -178,6 +179,26 @@ def test_pooling_adds_suites_and_temperatures_up_and_counts_a_prompt_once() -> N
     assert found.prompts == 4
     assert found.interval.value == pytest.approx(12 / 7)
     assert found.alpha == pytest.approx(2 / 3)  # two accepted, one rejected a round
+
+
+def test_batches_are_resampled_whole() -> None:
+    def batched(arm: Arm, seconds: Sequence[float], accepted: int, rounds: int) -> Cell:
+        runs = [[]]
+        for place, spent in enumerate(seconds):
+            pair = [output(2 * place + row, spent, accepted, 3, rounds) for row in (0, 1)]
+            both = [one.generations[0] for one in pair]
+            runs[0].append(replace(pair[0], requests=(2 * place, 2 * place + 1), generations=both))
+        return Cell(arm, "s", 0.0, CHOOSE, runs, batch=2, lossless=True)
+
+    base, cell = batched(Arm(), [1.0] * 5, 0, TOKENS - 1), batched(Arm("a", MODEL, 3), [0.5] * 5, 2, 4)
+    (found,) = pool([(base, cell)], 0)
+    assert (found.prompts, found.resampled, found.batch) == (10, 5, 2)
+    assert found.interval.value == pytest.approx(2.0)
+    assert found.round_tokens == pytest.approx(3.0)  # of each row
+    said = verdict([found], [found], [0.0])
+    assert said["batch"] == 2
+    assert "over 10 prompts, 2 at a time, that took no part" in said["reason"]
+    assert "Only 5 batches of 2: the interval is rough" in said["reason"]
 
 
 def test_a_drafter_that_is_never_wrong_is_named() -> None:

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from eval.arms import Entry
-from eval.bench import OverlapMeter, Stopwatch
-from eval.measurement import CHOOSE, MODEL, Arm, ArmFacts, Cell, Setting, Timed, acceptance, measure
+from eval.bench import OverlapMeter, Stopwatch, full_batches
+from eval.figures import Setting, measure
+from eval.measurement import CHOOSE, MODEL, Arm, ArmFacts, Cell, Timed, acceptance
+from eval.suites import Prompt
 from factory.artifact import Artifact
 from factory.decoding.decoder import Generation
 from factory.decoding.rejection import Draft
@@ -32,8 +34,8 @@ def test_nothing_proposed_has_no_alpha() -> None:
 def test_a_row_by_hand() -> None:
     base_output = Generation([1], [7, 8, 9, 7], 4, [0, 0, 0], [0, 0, 0])
     output = Generation([1], [7, 8, 9, 7], 3, [0, 1], [2, 1])
-    base = Cell(Arm(), "s", 0.0, CHOOSE, [[Timed(0, base_output, 4.0, 1.0, 0.0, 2.4, 0.3)]], lossless=True)
-    repeats = [[Timed(0, output, 2.0, 1.2, 0.2, 0.4, 0.1)], [Timed(0, output, 3.0, 1.4, 0.6, 0.8, 0.1)]]
+    base = Cell(Arm(), "s", 0.0, CHOOSE, [[Timed((0,), [base_output], 4.0, 1.0, 0.0, 2.4, 0.3)]], lossless=True)
+    repeats = [[Timed((0,), [output], 2.0, 1.2, 0.2, 0.4, 0.1)], [Timed((0,), [output], 3.0, 1.4, 0.6, 0.8, 0.1)]]
     cell = Cell(Arm("a", MODEL, 2), "s", 0.0, CHOOSE, repeats, overlap=0.5, lossless=True)
     costs = Costs(0.5, 0.2, lambda k: 1 + 0.1 * k)
     row = measure(cell, base, ArmFacts(10, 20, 0.1), SETTING, costs)
@@ -66,6 +68,34 @@ def test_a_row_by_hand() -> None:
     assert (unknown.forecast_speedup, unknown.forecast_t_verify_s) == (None, None) and unknown.ceiling_speedup
 
 
+def test_a_batch_by_hand() -> None:
+    """Two rows answered together: the one ends after two rounds, the other goes on for a third by itself."""
+    outputs = [Generation([1], [7] * 5, 3, [2, 0], [2, 1]), Generation([1], [8] * 4, 4, [0, 0, 0], [2, 2, 0])]
+    alone = [Generation([1], [7] * 5, 5, [0] * 4, [0] * 4), Generation([1], [8] * 4, 4, [0] * 3, [0] * 3)]
+    cell = Cell(Arm("a", MODEL, 2), "s", 0.0, CHOOSE, [[Timed((0, 1), outputs, 3.0, 1.0, 0.4, 1.2, 0.1)]], batch=2)
+    base = Cell(Arm(), "s", 0.0, CHOOSE, [[Timed((0, 1), alone, 4.5, 0.5, 0.0, 3.6, 0.2)]], batch=2)
+    (timed,) = cell.timed
+    assert (timed.rounds, timed.new_tokens, timed.decoded_tokens) == (3, 9, 7)
+    assert (timed.rows_read, timed.read_tokens) == (5, 5 + 3 + 4)
+    assert timed.draft_steps == 2 + 2 + 0  # both rows are drafted for at once
+    row = measure(cell, base, ArmFacts(10, 20, 0.1), SETTING)
+    assert (row.batch, row.prompts, row.target_passes, row.rounds, row.new_tokens) == (2, 2, 7, 3, 9)
+    assert row.tau == pytest.approx(9 / 7)  # of a row: how many are written together does not change it
+    assert row.tokens_per_s == pytest.approx(9 / 3) and row.speedup == pytest.approx(4.5 / 3)
+    assert row.speedup_low is None  # one batch is one observation
+    assert row.latency_s_per_token == pytest.approx((3 / 5 + 3 / 4) / 2)
+    assert row.time_to_first_token_s == 1.0
+    assert (row.t_draft_s, row.t_verify_s) == (pytest.approx(0.4 / 3), pytest.approx(0.4))
+    assert row.c == pytest.approx((0.4 / 4) / (4.0 / 4))
+    assert [output.request for output in cell.outputs] == [0, 1]
+
+
+def test_prompts_that_fill_no_batch_are_left_out() -> None:
+    prompts = [Prompt(request, [1]) for request in range(7)]
+    assert [[one.request for one in batch] for batch in full_batches(prompts, 3)] == [[0, 1, 2], [3, 4, 5]]
+    assert len(full_batches(prompts, 1)) == 7 and full_batches(prompts, 8) == []
+
+
 def test_c_in_bytes_is_of_models_as_they_run() -> None:
     """A 4-bit drafter of a bfloat16 target that runs in float32 reads its tables, and the target all, in 32 bits."""
     sizes = {"layers": 2, "hidden": 16, "heads": 2, "kv_heads": 2, "head_dim": 8, "ffn": 32, "ffn_matrices": 3}
@@ -81,7 +111,7 @@ def test_c_in_bytes_is_of_models_as_they_run() -> None:
 
 def test_an_output_of_one_token_has_no_decode_time() -> None:
     one = Generation([1], [2], 1, [], [])
-    cell = Cell(Arm("a", MODEL, 2), "s", 0.0, CHOOSE, [[Timed(0, one, 1.0, 1.0, 0.0, 0.0, 0.0)]], lossless=True)
+    cell = Cell(Arm("a", MODEL, 2), "s", 0.0, CHOOSE, [[Timed((0,), [one], 1.0, 1.0, 0.0, 0.0, 0.0)]], lossless=True)
     row = measure(cell, cell, ArmFacts(1, 1, 0.1), SETTING)
     assert (row.speedup, row.speedup_decode, row.t_verify_s, row.repetition) == (1.0, None, None, None)
 

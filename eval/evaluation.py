@@ -1,0 +1,252 @@
+"""Run a plan: parity first, then time, choose, and time the choice again on fresh prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from eval.arms import Entry, entries, opened, reason, start
+from eval.bench import Bench, Bounds, full_batches
+from eval.choose import pool, promising, shortlist
+from eval.figures import Setting
+from eval.measurement import CHOOSE, CONFIRM, Arm, ArmFacts, Block, Cell
+from eval.parity import LARGEST_EXACT, PROBES, Audit, Reference
+from eval.plan import EvalPlan
+from eval.report import require_writable, write
+from eval.results import Findings
+from eval.suites import Prompt, PromptSets, load_suite, prompt_sets, suite_from_file
+from factory.artifact import Artifact
+from factory.decoding.decoder import Generation
+from factory.errors import DataError, ModelError
+from factory.models import fingerprint, resolve_device, resolve_dtype
+from factory.progress import Progress
+
+
+def evaluate(
+    artifacts: list[Artifact],
+    plan: EvalPlan,
+    *,
+    target: str | None,
+    out: Path,
+    prompts_file: Path | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Measure artifacts as the plan says; returns what results.json holds.
+
+    Writes results.json, tokens.jsonl and report.html into `out`, and evals/<id>.json into every artifact.
+    `target` names another copy of the target; `prompts_file` replaces the plan's suites. Raises
+    ArtifactError, DataError, ModelError, UnsupportedModel.
+    """
+    field = entries(artifacts, plan)
+    require_writable(out)
+    device = resolve_device(plan.device)
+    with _threads(plan.threads):
+        found = _Run(field, plan, target, device, prompts_file, progress).findings()
+        results = found.results()
+    write(results, [cell for _, cell in (*found.first, *found.second)], out)
+    for entry in field:
+        if entry.artifact is not None:
+            with suppress(OSError):  # an artifact on a read-only disk is measured all the same; `out` has it all
+                entry.artifact.write_eval(results)
+    return results
+
+
+class _Run:
+    """One evaluation, phase by phase."""
+
+    def __init__(
+        self,
+        field: Sequence[Entry],
+        plan: EvalPlan,
+        target: str | None,
+        device: str,
+        prompts_file: Path | None,
+        progress: Progress,
+    ) -> None:
+        self._field, self._plan, self._target, self._device = field, plan, target, device
+        self._anchor = next(entry.artifact for entry in field if entry.artifact is not None)
+        self._count = _Counter(progress)
+        self._context = min(shape.context for entry in field for shape in entry.shapes)
+        self._sets = _prompt_sets(self._anchor, plan, prompts_file, self._context)
+        self._arms = [arm for entry in field for arm in entry.arms]
+
+    def findings(self) -> Findings:
+        """All of it."""
+        plan, count = self._plan, self._count
+        model = self._anchor.load_target(self._target, resolve_dtype(plan.dtype, self._device), self._device)
+        before = fingerprint(model)
+        bench = Bench(self._field, plan, model, self._device, self._context, count)
+        exact = model.num_parameters() <= LARGEST_EXACT
+        parity = self._parity(bench, exact)
+        bounds = bench.bounds(
+            _mixed(self._sets, max(PROBES, *plan.batches)), sorted({arm.k for arm in self._arms if arm.k is not None})
+        )
+
+        count.phase("timing", _outputs(plan, self._sets, CHOOSE, plan.batches) * (len(self._arms) + 1))
+        first = self._measured(bench, self._arms, CHOOSE, plan.batches, parity, bounds)
+        candidates = pool([pair for pair in first if pair[0].batch == plan.batches[0]], plan.seed)
+        second: list[tuple[Cell, Cell]] = []
+        if promising(candidates):
+            again = [candidate.arm for candidate in shortlist(candidates)]
+            outputs = _outputs(plan, self._sets, CONFIRM, plan.batches[:1])
+            count.phase("timing again, on fresh prompts", outputs * (len(again) + 1))
+            second = self._measured(bench, again, CONFIRM, plan.batches[:1], parity, bounds)
+        if fingerprint(model) != before:
+            raise ModelError("the target's weights changed during the run, so no figure of it is true; none is written")
+        dtype = str(model.dtype).removeprefix("torch.")
+        notes = [note for run in bench.running.values() for note in run.notes]
+        why = reason(bench.reader, "the target")
+        made_from = self._anchor.manifest["target"]
+        return Findings(
+            plan=plan,
+            setting=Setting(self._device, dtype, bench.reader.name, plan.seed),
+            target={
+                **{key: made_from.get(key) for key in ("model", "revision", "identity")},
+                "context": self._context,
+                "weights_unchanged": True,
+            },
+            facts=self._facts(bench, dtype),
+            sets=self._sets,
+            parity=parity,
+            exact=exact,
+            first=first,
+            second=second,
+            notes=[why, *notes] if why else notes,
+        )
+
+    def _facts(self, bench: Bench, dtype: str) -> dict[Arm, ArmFacts]:
+        found = {Arm(): _target_facts(bench.target)}
+        for entry in self._field:
+            reader = bench.running[entry].reader
+            facts = replace(entry.facts(dtype), drafter_reader=reader.name if reader is not None else None)
+            found |= dict.fromkeys(entry.arms, facts)
+        return found
+
+    def _parity(self, bench: Bench, exact: bool) -> dict[Arm, Audit]:
+        """At every batch of the plan, with a float64 target on the CPU where that is small enough, else as timed."""
+        plan, count, field = self._plan, self._count, self._field
+        prompts = [prompt.ids for prompt in _mixed(self._sets, plan.parity_prompts)]
+        limits = replace(bench.limits, max_new_tokens=min(plan.parity_new_tokens, plan.max_new_tokens))
+        target, reader = bench.target, bench.reader
+        if exact:
+            target = self._anchor.load_target(self._target, torch.float64, "cpu")
+            reader = opened(target, plan.reader)
+        ks = [arm.k for arm in self._arms if arm.k is not None]
+        batches = sorted({min(batch, len(prompts)) for batch in plan.batches})
+        count.phase("parity with the target", len(batches) * (1 + len(ks)))
+        references = [Reference(target, reader, prompts, limits, ks, batch) for batch in batches]
+        found = {Arm(): Audit.of([reference.itself() for reference in references])}
+        for _ in references:
+            count()
+        for entry in field:
+            running = bench.running[entry]
+            if exact:
+                running = start(entry, reader.vocabulary, torch.float64, "cpu", plan.drafter_reader)
+            for arm, k in zip(entry.arms, entry.ks, strict=True):
+                audits = []
+                for reference in references:
+                    audits.append(reference.against(running.drafter, k))
+                    count()
+                found[arm] = Audit.of(audits)
+        return found
+
+    def _measured(
+        self,
+        bench: Bench,
+        arms: Sequence[Arm],
+        stage: str,
+        batches: Sequence[int],
+        parity: dict[Arm, Audit],
+        bounds: Bounds,
+    ) -> list[tuple[Cell, Cell]]:
+        """(baseline cell, cell) pairs, the baselines' own among them, timed and judged."""
+        pairs = []
+        for one in self._sets:
+            prompts = _prompts(one, stage)
+            for temperature in self._plan.temperatures:
+                reference: dict[int, Generation] = {}
+                for batch in sorted(batches):  # what is written one prompt at a time is what larger batches must write
+                    block = Block(one.suite.name, temperature, batch, stage)
+                    cells = bench.cells(block, prompts, arms, _repeats(self._plan, stage))
+                    if batch == 1:
+                        reference = {output.request: output.generation for output in cells[0].outputs}
+                    elif temperature == 0 and not reference:
+                        reference = bench.alone(prompts)
+                    bench.judge(cells, reference, parity, bounds)
+                    pairs += [(cells[0], cell) for cell in cells]
+        return sorted(pairs, key=lambda pair: batches.index(pair[0].batch))
+
+
+class _Counter:
+    """Counts what is written, phase by phase, for a progress bar."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._what, self._done, self._total = progress, "", 0, 0
+
+    def phase(self, what: str, total: int) -> None:
+        """A new phase of `total` pieces."""
+        self._what, self._done, self._total = what, 0, total
+        self._progress(0, total, what)
+
+    def __call__(self) -> None:
+        self._done += 1
+        self._progress(self._done, self._total, self._what)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _prompt_sets(anchor: Artifact, plan: EvalPlan, prompts_file: Path | None, context: int) -> list[PromptSets]:
+    tokenizer = anchor.load_tokenizer()
+    suites = [suite_from_file(prompts_file)] if prompts_file else [load_suite(name) for name in plan.suites]
+    room = context - plan.max_new_tokens - 1
+    encode = lambda text: tokenizer(text)["input_ids"]  # noqa: E731 - a name for one expression
+    sets = [prompt_sets(suite, encode, room, plan.prompts, plan.confirm_prompts) for suite in suites]
+    for one in sets:
+        for stage, batches in ((CHOOSE, plan.batches), (CONFIRM, plan.batches[:1])):
+            if max(batches) > len(_prompts(one, stage)):
+                purpose = "choose by" if stage == CHOOSE else "confirm with"
+                raise DataError(
+                    f"suite {one.suite.name}: {len(_prompts(one, stage))} prompts to {purpose} do not fill a batch of "
+                    f"{max(batches)}; give more prompts, raise the plan's prompts and confirm_prompts, or lower batches"
+                )
+    return sets
+
+
+def _prompts(sets: PromptSets, stage: str) -> list[Prompt]:
+    return sets.choose if stage == CHOOSE else sets.confirm
+
+
+def _repeats(plan: EvalPlan, stage: str) -> int:
+    return plan.repeats if stage == CHOOSE else plan.confirm_repeats
+
+
+def _mixed(sets: Sequence[PromptSets], count: int) -> list[Prompt]:
+    """The first prompts to choose by, one of each suite in turn."""
+    turns = zip_longest(*(one.choose for one in sets))
+    return [prompt for turn in turns for prompt in turn if prompt is not None][:count]
+
+
+def _outputs(plan: EvalPlan, sets: Sequence[PromptSets], stage: str, batches: Sequence[int]) -> int:
+    """What each arm will write, timed."""
+    prompts = sum(len(full_batches(_prompts(one, stage), batch)) * batch for one in sets for batch in batches)
+    return prompts * _repeats(plan, stage) * len(plan.temperatures)
+
+
+def _target_facts(model: PreTrainedModel) -> ArmFacts:
+    size = sum(path.stat().st_size for path in Path(model.name_or_path).glob("*.safetensors"))
+    return ArmFacts(int(model.num_parameters()), size or None, None)
