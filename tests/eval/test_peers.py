@@ -124,7 +124,7 @@ def test_guesses_behind_the_last_token_were_examined_by_nobody(
     field = by_name(match)
     theirs, mine = (field[name].watched(PROMPTS[0], GREEDY) for name in (peers.LOOKUP, peers.OURS_LOOKUP))
     assert theirs.tokens == mine.tokens == [7] * 22
-    assert theirs.accepted[1:] == theirs.proposed[1:] and max(theirs.proposed) == 5
+    assert theirs.accepted[2:] == theirs.proposed[2:] and max(theirs.proposed) == 5
 
 
 def test_sampling_is_repeatable_and_leaves_the_global_generator_alone(
