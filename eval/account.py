@@ -66,6 +66,7 @@ def _account(key: tuple[Any, ...], rows: Sequence[Row]) -> Account:
         spent = sum(weight * (row[part] or 0.0) for weight, row in zip(weights, rows, strict=True)) / total
         if spent > 0:
             seconds[name] = spent
+    # A row's tokens are those of its first repeat; the others wrote the same.
     tokens = sum(row["repeats"] * (row["new_tokens"] - row["prompts"]) for row in rows) / total
     return Account(artifact, drafter, k, batch, seconds, tokens)
 

@@ -17,6 +17,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("speedup", "speedup", "{:.2f}"),
     ("speedup_low", "low", "{:.2f}"),
     ("speedup_high", "high", "{:.2f}"),
+    ("modelled_speedup", "modelled", "{:.2f}"),
     ("forecast_speedup", "forecast", "{:.2f}"),
     ("ceiling_speedup", "ceiling", "{:.2f}"),
     ("speedup_decode", "without prefill", "{:.2f}"),
@@ -26,11 +27,15 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("accepted_per_proposed", "accepted / proposed", "{:.2f}"),
     ("tokens_per_s", "tok/s", "{:.1f}"),
     ("baseline_tokens_per_s", "target alone tok/s", "{:.1f}"),
+    ("latency_s_per_token", "latency s / token", "{:.5f}"),
+    ("time_to_first_token_s", "first token s", "{:.4f}"),
     ("t_draft_s", "draft s", "{:.5f}"),
     ("forecast_t_draft_s", "forecast", "{:.5f}"),
     ("t_verify_s", "verify s", "{:.5f}"),
     ("forecast_t_verify_s", "forecast", "{:.5f}"),
-    ("t_overhead_s", "rest s", "{:.5f}"),
+    ("t_accept_s", "accept s", "{:.5f}"),
+    ("t_host_s", "host s", "{:.5f}"),
+    ("t_overhead_s", "both s", "{:.5f}"),
     ("divergences", "divergences", "{}"),
     ("near_ties", "near-ties", "{}"),
     ("near_tie_bound", "near-tie bound", "{:.2g}"),
@@ -76,8 +81,19 @@ GUIDE = {
         text so far, and takes acceptance for even.""",
     "ceiling": """
         The same where only bytes count and verification costs one step: tau / (k c + 1), on any hardware.""",
-    "draft s, verify s, rest s": """
-        Mean seconds of a round: drafting; one target pass; sampling, acceptance and Python.""",
+    "draft s, verify s, accept s, host s": """
+        Mean seconds of a round: drafting; one target pass; sampling, acceptance and rewinding; what is left, which is
+        the loop's own Python. In a batch a round is one pass over all rows that are still being written.""",
+    "modelled": """
+        The speedup that the measured parts of a round make: new tokens of a round x a step of the target alone / the
+        sum of the parts. It differs from the measured speedup by the prefills.""",
+    "latency s / token, first token s": """
+        Means over outputs: seconds of its batch / its new tokens; its batch's prefills.""",
+    "floor, floor reached, bound by": """
+        A step streams its weights once, so it takes at least max(bytes / bandwidth, operations / peak of large
+        products). Memory or arithmetic: which of the two floors is the higher. Host: more than two floors, so that
+        Python, the launching of kernels, or kernels far from either roof decide. Attention over the text so far is
+        not counted.""",
     "repetition": """
         Share of 4-grams in an output that it has said before. A weak model loops under greedy decoding, and loops
         flatter every drafter: discount a speedup that comes with much of it.""",
@@ -85,9 +101,13 @@ GUIDE = {
 
 
 def page(
-    results: dict[str, Any], plots: Sequence[tuple[str, str]], names: Sequence[str], histograms: Sequence[str]
+    results: dict[str, Any],
+    plots: Sequence[tuple[str, str]],
+    names: Sequence[str],
+    histograms: Sequence[str],
+    mapped: str,
 ) -> str:
-    """The page. `plots` are (title, SVG); `names` the drafters in the order of their colours."""
+    """The page. `plots` are (title, SVG), `names` the drafters in the order of their colours, `mapped` the map."""
     verdict, target = results["verdict"], results["target"]
     figures = "".join(f"<figure><h2>{escape(title)}</h2>{svg}</figure>" for title, svg in plots)
     guide = "".join(f"<dt>{escape(term)}</dt><dd>{escape(meaning)}</dd>" for term, meaning in GUIDE.items())
@@ -97,17 +117,16 @@ def page(
         f'<span><i style="background: var(--series-{i % SERIES})"></i>{escape(name)}</span>'
         for i, name in enumerate(names)
     )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Drafters for {escape(str(target["model"]))}</title><style>{STYLE}</style></head><body>
-<h1>Drafters for {escape(str(target["model"]))}</h1>
-{_verdict(verdict)}
+    body = f"""{_verdict(verdict)}
 <p class="soft">{escape(_setting(results))}</p>
 <p class="legend">{legend}</p>
 <div class="plots">{figures}</div>
 <p class="soft">Each mark is one k, pooled over suites and temperatures, on the prompts to choose by;
 bars are 95 % intervals.</p>
-{"".join(part(results) for part in (time_section, speedup_section, roofline_section))}
+{time_section(results)}
+{speedup_section(results)}
+{mapped}
+{roofline_section(results)}
 <h2>How many proposed tokens a round had accepted</h2>
 <div class="small">{"".join(f"<figure>{svg}</figure>" for svg in histograms)}</div>
 <h2>Every measurement</h2>
@@ -116,8 +135,32 @@ bars are 95 % intervals.</p>
 <dl>{guide}</dl>
 <h2>Made with</h2>
 <pre>{escape(json.dumps(facts, indent=1))}</pre>
-</body></html>
 """
+    return _framed(f"Drafters for {target['model']}", body)
+
+
+def map_page(found: dict[str, Any], mapped: str) -> str:
+    """The page of a folder that holds a map and no evaluation."""
+    facts = {key: found[key] for key in ("target", "artifact", "hardware", "versions", "git", "suites", "plan")}
+    body = f"""<p class="soft">{escape(_where(found["hardware"]))}. No evaluation lies beside this map.</p>
+{mapped}
+<h2>Made with</h2>
+<pre>{escape(json.dumps(facts, indent=1))}</pre>
+"""
+    return _framed(f"Where drafting pays for {found['target']['model']}", body)
+
+
+def _framed(title: str, body: str) -> str:
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title><style>{STYLE}</style></head><body>
+<h1>{escape(title)}</h1>
+{body}</body></html>
+"""
+
+
+def _where(hardware: dict[str, Any]) -> str:
+    return str(hardware.get("gpu") or f"{hardware.get('cpu')}, {hardware.get('threads')} threads")
 
 
 def _verdict(verdict: dict[str, Any]) -> str:
@@ -129,9 +172,9 @@ def _verdict(verdict: dict[str, Any]) -> str:
 
 
 def _setting(results: dict[str, Any]) -> str:
-    target, hardware = results["target"], results["hardware"]
-    where = hardware.get("gpu") or f"{hardware.get('cpu')}, {hardware.get('threads')} threads"
-    model = f"{target['parameters']:,} parameters, {target['dtype']}, reader {target['reader']}, batch 1, on {where}."
+    target, batches = results["target"], dict.fromkeys(str(row["batch"]) for row in results["rows"])
+    model = f"{target['parameters']:,} parameters, {target['dtype']}, reader {target['reader']}, "
+    model += f"batch {' and '.join(batches)}, on {_where(results['hardware'])}."
     if results.get("profile"):
         model += f" Forecasts are for {results['profile']['words']}."
     model += "".join(f" {note}" for note in results.get("notes", []))
@@ -143,7 +186,8 @@ def _table(results: dict[str, Any]) -> str:
     verdict = results["verdict"]
     heads = "".join(f"<th>{escape(heading)}</th>" for _, heading, _ in COLUMNS)
     texts = "".join(
-        f'<th class="text">{escape(h)}</th>' for h in ("drafter", "k", "suite", "T", "prompts to", "same output")
+        f'<th class="text">{escape(h)}</th>'
+        for h in ("drafter", "k", "suite", "T", "batch", "prompts to", "same output")
     )
     lines = []
     for row in results["rows"]:
@@ -152,7 +196,7 @@ def _table(results: dict[str, Any]) -> str:
         name = row["artifact"] or {None: "target alone"}.get(row["drafter"], str(row["drafter"]).replace("_", " "))
         if row["warning"]:
             name += f" ({row['warning']})"
-        first = (name, row["k"] or "", row["suite"], f"{row['temperature']:g}", row["prompt_set"])
+        first = (name, row["k"] or "", row["suite"], f"{row['temperature']:g}", row["batch"], row["prompt_set"])
         cells = "".join(f'<td class="text">{escape(str(value))}</td>' for value in first)
         cells += f'<td class="text">{same}</td>'
         cells += "".join(

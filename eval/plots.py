@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from eval.svg import decade_ticks, drawing, si, ticks
+from eval.svg import Room, apart, decade_ticks, drawing, line, si, text, ticks
 
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 14, 44
@@ -53,29 +53,30 @@ def scatter(points: Sequence[Point], levels: Sequence[Level], x_title: str, *, l
 
     parts = []
     for value in ticks(0, y_high, 6):
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:g}x</text>')
+        parts.append(line("grid", LEFT, y(value), WIDTH - RIGHT, y(value)))
+        parts.append(text(LEFT - 6, y(value) + 4, f"{value:g}x", anchor="end"))
     for value in decade_ticks(x_low, x_high) if log else ticks(x_low, x_high, 5):
-        text = si(10**value, "B") if log else f"{value:g}"
-        parts.append(f'<text x="{x(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>')
-    for level in levels:
-        parts.append(
-            f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(level.y):.1f}" y2="{y(level.y):.1f}"/>'
-        )
-        parts.append(
-            f'<text x="{WIDTH - RIGHT}" y="{y(level.y) - 4:.1f}" text-anchor="end">{escape(level.words)}</text>'
-        )
+        words = si(10**value, "B") if log else f"{value:g}"
+        parts.append(text(x(value), HEIGHT - BOTTOM + 16, words, anchor="middle"))
+    names = apart([y(level.y) - 4 for level in levels], 12, TOP, HEIGHT - BOTTOM)
+    for level, name in zip(levels, names, strict=True):
+        parts.append(line("level", LEFT, y(level.y), WIDTH - RIGHT, y(level.y)))
+        parts.append(text(WIDTH - RIGHT, name, level.words, anchor="end"))
+    room, marks = Room(), []
     for point, value, aside in zip(points, shown, _asides(points), strict=True):
         at = x(value) + 24 * aside
         colour = f'style="--mark: var(--series-{point.series % SERIES})"'
-        parts.append(
-            f"<g {colour}><title>{escape(point.words)}</title>"
-            f'<line class="interval" x1="{at:.1f}" x2="{at:.1f}" y1="{y(point.low):.1f}" y2="{y(point.high):.1f}"/>'
-            f'<circle class="mark" cx="{at:.1f}" cy="{y(point.y):.1f}" r="4"/>'
-            f'<text x="{at:.1f}" y="{y(point.high) - 5:.1f}" text-anchor="middle">{escape(point.label)}</text></g>'
-        )
-    title = f'<text x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_title)}</text>'
-    return drawing(WIDTH, HEIGHT, f"speedup over {x_title}", [*parts, title])
+        mark = line("interval", at, y(point.low), at, y(point.high))
+        mark += f'<circle class="mark" cx="{at:.1f}" cy="{y(point.y):.1f}" r="4"/>'
+        places = (y(point.high) - 5, y(point.low) + 13)  # where both are taken, hovering says it
+        free = next((place for place in places if room.take(at, place, point.label)), None)
+        if free is not None:
+            parts.append(text(at, free, point.label, anchor="middle"))
+        marks.append(f"<g {colour}><title>{escape(point.words)}</title>{mark}</g>")
+    parts += marks  # over the labels, whose halo would hide them
+    parts.append(text((WIDTH + LEFT) / 2, HEIGHT - 6, x_title, anchor="middle"))
+    said = "; ".join(point.words for point in points)
+    return drawing(WIDTH, HEIGHT, f"speedup over {x_title}: {said}", parts)
 
 
 def histogram(counts: Sequence[int], title: str, series: int) -> str:

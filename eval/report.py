@@ -1,12 +1,12 @@
 """results.json, tokens.jsonl, report.html, a PNG, and the table on the terminal.
 
-Everything drawn is drawn from the two files alone, so that a report can be made again anywhere.
+Everything drawn is drawn from these files and map.json alone, so that a report can be made again anywhere.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from eval.heatmap import map_section
 from eval.measurement import CHOOSE, CONFIRM, MODEL, PROMPT_LOOKUP, Cell
-from eval.page import page
+from eval.page import map_page, page
 from eval.plots import Level, Point, histogram, png, scatter
 from eval.rows import Row, drafter_name, interval, mode, same_output
 from factory.errors import DataError
 from factory.files import write_atomically
 
-RESULTS, TOKENS, REPORT, PLOT = "results.json", "tokens.jsonl", "report.html", "speedup.png"
+RESULTS, TOKENS, MAP, REPORT, PLOT = "results.json", "tokens.jsonl", "map.json", "report.html", "speedup.png"
 
 SIZE = "bytes of the drafter on disk"
 COST = "c: bytes of a draft step / bytes of a target step"
@@ -69,18 +70,37 @@ def token_lines(cell: Cell) -> list[Row]:
 
 def redraw(folder: Path) -> Path:
     """report.html again from the files in `folder`; returns its path. Raises DataError for what eval did not write."""
+    if (folder / MAP).is_file() and not (folder / RESULTS).is_file():
+        found = _read(folder / MAP, "factory eval --map")
+        return _drawn(folder / MAP, lambda: _write_page(map_page(found, map_section(found)), folder))
+    results = _read(folder / RESULTS, "factory eval")
+    return _drawn(folder / RESULTS, lambda: draw(results, folder / TOKENS, folder))
+
+
+def _read(path: Path, command: str) -> dict[str, Any]:
     try:
-        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder / RESULTS}: cannot be read ({error}); `factory eval` writes it") from error
+        raise DataError(f"{path}: cannot be read ({error}); `{command}` writes it") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: not what `{command}` writes; run it again")
+    return found
+
+
+def _drawn(path: Path, draw_it: Callable[[], Path]) -> Path:
     try:
-        return draw(results, folder / TOKENS, folder)
+        return draw_it()
     except (KeyError, TypeError) as error:
-        raise DataError(f"{folder / RESULTS}: not what `factory eval` writes ({error!r}); run it again") from error
+        raise DataError(f"{path}: not what `factory eval` writes ({error!r}); run it again") from error
+
+
+def _write_page(text: str, out: Path) -> Path:
+    write_atomically(out / REPORT, text)
+    return out / REPORT
 
 
 def draw(results: dict[str, Any], tokens_path: Path, out: Path) -> Path:
-    """report.html and the PNG from results and tokens.jsonl alone; returns the report's path."""
+    """report.html and the PNG from results, tokens.jsonl and the map that `out` may hold; returns the report's path."""
     names = list(dict.fromkeys(drafter_name(row) for row in results["candidates"]))
     levels = _levels(results)
     by_cost = _points(results, names, "cost_ratio")
@@ -88,9 +108,10 @@ def draw(results: dict[str, Any], tokens_path: Path, out: Path) -> Path:
         ("What its size buys", scatter(_points(results, names, "bytes_on_disk"), levels, SIZE, log=True)),
         ("What its cost per token buys", scatter(by_cost, levels, COST, log=False)),
     ]
-    write_atomically(out / REPORT, page(results, plots, names, _histograms(tokens_path, names)))
+    mapped = map_section(_read(out / MAP, "factory eval --map")) if (out / MAP).is_file() else ""
+    batch = results["plan"].get("batches", [1])[0]
     png(by_cost, names, levels, COST, out / PLOT)
-    return out / REPORT
+    return _write_page(page(results, plots, names, _histograms(tokens_path, names, batch), mapped), out)
 
 
 def _points(results: dict[str, Any], names: list[str], x_key: str) -> list[Point]:
@@ -120,13 +141,14 @@ def _levels(results: dict[str, Any]) -> list[Level]:
     return [*levels, Level(max(lookups), "prompt lookup, best k")] if lookups else levels
 
 
-def _histograms(tokens_path: Path, names: list[str]) -> list[str]:
-    """Accepted tokens per round, one figure for each drafter, k and temperature."""
+def _histograms(tokens_path: Path, names: list[str], batch: int) -> list[str]:
+    """Accepted tokens per round, one figure for each drafter, k and temperature, of outputs written in such batches."""
     counts: dict[tuple[str, int, float], list[int]] = {}
     try:
         lines = tokens_path.read_text(encoding="utf-8").splitlines()
         for line in map(json.loads, lines):
-            if line["drafter"] is not None and line["prompt_set"] == CHOOSE:
+            mine = line["prompt_set"] == CHOOSE and line.get("batch", 1) == batch
+            if line["drafter"] is not None and mine:
                 key = (drafter_name(line), line["k"], line["temperature"])
                 found = counts.setdefault(key, [0] * (line["k"] + 1))
                 for accepted in line["accepted"]:
@@ -142,7 +164,8 @@ def _histograms(tokens_path: Path, names: list[str]) -> list[str]:
 def terminal_table(results: dict[str, Any]) -> Group:
     """The report's table and the verdict, for rich."""
     table = Table(title="speedup over the target alone, 95 % interval", title_justify="left", pad_edge=False)
-    for heading in ("drafter", "suite", "T", "k"):
+    batches = len({row["batch"] for row in results["rows"]}) > 1
+    for heading in ("drafter", "suite", "T", *(["batch"] if batches else []), "k"):
         table.add_column(heading, no_wrap=heading != "drafter")
     for heading in (
         "speedup",
@@ -158,12 +181,13 @@ def terminal_table(results: dict[str, Any]) -> Group:
         table.add_column(heading, justify="right", no_wrap=True)
     previous = None
     for row in results["rows"]:
-        group = (row["prompt_set"], row["suite"], row["temperature"])
+        group = (row["prompt_set"], row["suite"], row["temperature"], row["batch"])
         if previous not in (None, group):
             table.add_section()
         previous = group
         suite = row["suite"] + (" (fresh)" if row["prompt_set"] == CONFIRM else "")
-        cells = [drafter_name(row), suite, f"{row['temperature']:g}", _cell(row["k"], "{}"), interval(row)]
+        cells = [drafter_name(row), suite, f"{row['temperature']:g}", *([str(row["batch"])] if batches else [])]
+        cells += [_cell(row["k"], "{}"), interval(row)]
         cells += [same_output(row), _cell(row["alpha"]), _cell(row["tau"]), _cell(row["overlap"])]
         cells += [
             _cell(row["tokens_per_s"], "{:.0f}"),

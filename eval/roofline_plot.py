@@ -8,8 +8,8 @@ from typing import Any
 
 from eval.svg import apart, decade_ticks, drawing, fitted, line, si, text
 
-WIDTH, HEIGHT = 620, 330
-LEFT, RIGHT, TOP, BOTTOM = 62, 196, 14, 40
+WIDTH, HEIGHT = 620, 340
+LEFT, RIGHT, TOP, BOTTOM = 46, 196, 24, 40
 COLOURS = {"target": "--part-host", "verify": "--part-verify", "draft": "--part-draft"}
 
 Step = dict[str, Any]
@@ -45,7 +45,7 @@ def roofline_plot(roofline: dict[str, Any]) -> str:
     parts = []
     for value in decade_ticks(y_low, y_high, (1, 3)):
         parts.append(line("grid", LEFT, y(value), edge, y(value)))
-        parts.append(text(LEFT - 6, y(value) + 4, si(10**value, "FLOP/s"), anchor="end"))
+        parts.append(text(LEFT - 6, y(value) + 4, si(10**value, "").strip(), anchor="end"))
     for value in decade_ticks(x_low, x_high, (1, 3)):
         parts.append(line("grid", x(value), TOP, x(value), base))
         parts.append(text(x(value), base + 15, f"{10**value:.3g}", anchor="middle"))
@@ -53,7 +53,8 @@ def roofline_plot(roofline: dict[str, Any]) -> str:
     points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in roof)
     parts.append(f'<polyline class="roof" points="{points}"/>')
     parts.append(text(edge - 4, y(math.log10(peak)) - 5, f"peak {si(peak, 'FLOP/s')}", anchor="end"))
-    parts.append(text(x(x_low) + 4, TOP + 11, f"slope: {si(bandwidth, 'B/s')}"))
+    parts.append(text(x(x_low) + 6, TOP + 12, f"slope: {si(bandwidth, 'B/s')}"))
+    parts.append(text(4, 12, "FLOP/s"))
     labels = apart([y(value) for value in ys], 15, TOP + 6, base - 4)
     for step, a, b, label in zip(steps, xs, ys, labels, strict=True):
         colour = f'style="--mark: var({COLOURS[step["step"]]})"'

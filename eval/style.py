@@ -20,9 +20,10 @@ h3 { font-size: .95rem; margin: 1rem 0 .3rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1rem; }
 .small { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .8rem; }
 figure { margin: 0; } svg { width: 100%; height: auto; }
-svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+svg text { font: 11px system-ui, sans-serif; fill: var(--soft); paint-order: stroke; stroke: var(--page);
+  stroke-width: 3px; stroke-linejoin: round; }
 .small svg text { font-size: 9px; } svg .title { fill: var(--ink); }
-svg .inside { fill: var(--page); } .broad { max-width: 48rem; }
+svg .inside { fill: var(--page); stroke: none; } .broad { max-width: 48rem; }
 .roof { stroke: var(--ink); stroke-width: 1.5; fill: none; } .leader { stroke: var(--line); }
 .grid, .axis { stroke: var(--line); } .level { stroke: var(--soft); stroke-dasharray: 4 3; }
 .interval { stroke: var(--mark); stroke-width: 2; } .mark, .bar { fill: var(--mark); }

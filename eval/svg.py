@@ -62,6 +62,21 @@ def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[
     return moved
 
 
+class Room:
+    """Where texts lie already: for labels that go only where nothing is in their way."""
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[float, float, float]] = []  # left, right, baseline
+
+    def take(self, x: float, y: float, words: str) -> bool:
+        """Whether a text whose middle is at x, on the baseline y, is in nobody's way; if so its place is taken."""
+        half, height = len(words) * 6.2 / 2, 11.0  # of the page's 11 px letters, wide ones among them
+        if any(x - half < right and left < x + half and abs(y - base) < height for left, right, base in self._taken):
+            return False
+        self._taken.append((x - half, x + half, y))
+        return True
+
+
 def si(value: float, unit: str) -> str:
     """2500000 -> '2.5 M' and the unit, in powers of a thousand."""
     for prefix in ("", "k", "M", "G", "T"):

@@ -26,6 +26,9 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="for the report (default: the first folder judged)")
     ] = None,
     target: TargetOption = None,
+    mapped: Annotated[
+        bool, typer.Option("--map", help="where drafting pays: speedup over batch, temperature and context length")
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -40,12 +43,24 @@ def evaluate(
     if not judged:
         raise FactoryError(f"{', '.join(map(str, artifacts))}: no artifact there; `factory build RECIPE` makes one")
     out = out or artifacts[0]
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if mapped:
+        from eval.heatmap import map_table
+        from eval.map import measure_map
+
+        with shown_progress(quiet) as progress:
+            found = measure_map(judged, chosen, target=target, out=out, prompts_file=prompts, progress=progress)
+        console.print(map_table(found))
+        typer.echo(f"report: {out / 'report.html'}")
+        if as_json:
+            typer.echo(json.dumps({"rules": [one["rule"] for one in found["drafters"]], "out": str(out)}))
+        return
     from eval.evaluation import evaluate as judge  # imports torch: only once there is surely something to judge
     from eval.report import terminal_table
 
     with shown_progress(quiet) as progress:
         results = judge(judged, chosen, target=target, out=out, prompts_file=prompts, progress=progress)
-    Console(width=None if sys.stdout.isatty() else 160).print(terminal_table(results))
+    console.print(terminal_table(results))
     typer.echo(f"report: {out / 'report.html'}")
     if as_json:
         typer.echo(json.dumps({"verdict": results["verdict"], "out": str(out)}))

@@ -1,0 +1,244 @@
+"""The break-even map: speedup over batch, temperature and context length, and where to switch drafting off.
+
+Each cell is timed as an evaluation is: the target alone and every (drafter, k) interleaved on the same batches of
+prompts, in one engine. Outputs are short and prompts long, so a cell's speedup is that of decoding, from the second
+token on; the one with both prefills counted stands beside it. Cells that are done are on disk: a map that was
+interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.arms import RAW, Entry, opened, start
+from eval.bench import Bench
+from eval.map_prompts import Lengthener
+from eval.measurement import CHOOSE, Arm, Block
+from eval.parity import LARGEST_EXACT, Audit, Reference
+from eval.plan import EvalPlan
+from eval.report import MAP, redraw, require_writable
+from eval.rows import drafter_name
+from eval.suites import load_suite, suite_from_file
+from eval.switch import Figures, Place, cell_figures, place_of, rule
+from factory.artifact import Artifact
+from factory.decoding.decoder import Generation
+from factory.errors import ArtifactError, DataError, ModelError
+from factory.files import write_atomically
+from factory.models import fingerprint, resolve_device, resolve_dtype
+from factory.progress import Progress
+from factory.provenance import git_sha, hardware, sha256_text, versions
+
+SCHEMA_VERSION = 1
+PARTIAL = "map.partial.json"
+
+
+def measure_map(
+    artifacts: Sequence[Artifact],
+    plan: EvalPlan,
+    *,
+    target: str | None,
+    out: Path,
+    prompts_file: Path | None,
+    progress: Progress,
+) -> Figures:
+    """Measure the map of the best of these artifacts and of prompt lookup; returns what map.json holds.
+
+    Writes map.json and report.html into `out`. `target` names another copy of the target; `prompts_file` replaces the
+    plan's suites. Raises ArtifactError, DataError, ModelError, UnsupportedModel, each before anything is timed, and
+    ModelError where the target's weights changed meanwhile.
+    """
+    artifact = best_artifact(artifacts)
+    artifact.verify()
+    require_writable(out)
+    field = [Entry(artifact, plan.ks), Entry(None, plan.lookup_ks)]
+    # Batches and outputs are the map's, so that parity and near-tie bounds are too; one batch warms an arm up.
+    changes = {"batches": plan.map_batches, "max_new_tokens": plan.map_new_tokens, "warmup_prompts": 1}
+    with _threads(plan.threads):
+        mapper = Mapper(field, plan.model_copy(update=changes), target, out, prompts_file)
+        found = mapper.found(progress)
+    write_atomically(out / MAP, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    (out / PARTIAL).unlink(missing_ok=True)
+    redraw(out)
+    return found
+
+
+def best_artifact(artifacts: Sequence[Artifact]) -> Artifact:
+    """The one whose evaluation has the best lower bound, on the prompts to choose by.
+
+    Drafters kept as they were before training take no part beside the trained. Raises ArtifactError where several
+    could be meant and one of them has no evaluation.
+    """
+    distinct = {artifact.folder.resolve(): artifact for artifact in artifacts}
+    trained = [one for one in distinct.values() if not one.name.endswith(RAW)] or list(distinct.values())
+    if not trained:
+        raise ArtifactError("no artifact to map: `factory build RECIPE` makes one, `factory ls` lists them")
+    if len(trained) == 1:
+        return trained[0]
+    unknown = [str(one.folder) for one in trained if not one.evals()]
+    if unknown:
+        raise ArtifactError(
+            f"{', '.join(unknown)}: not evaluated, so which drafter is the best is not known; "
+            "run `factory eval` on all of them first, or name one alone"
+        )
+    return max(trained, key=_lower_bound)
+
+
+def _lower_bound(artifact: Artifact) -> float:
+    rows = artifact.evals()[-1]["candidates"]
+    mine = [row for row in rows if row["artifact"] == artifact.name and row["prompt_set"] == CHOOSE]
+    return max((row["speedup_low"] or 0.0 for row in mine if row["matches_target"]), default=0.0)
+
+
+class Mapper:
+    """One map, cell by cell. What cannot be measured is known before anything is loaded."""
+
+    def __init__(
+        self, field: Sequence[Entry], plan: EvalPlan, target: str | None, out: Path, prompts_file: Path | None
+    ) -> None:
+        """`plan` with the map's batches and lengths in the place of its own. Raises DataError."""
+        self._field, self._plan, self._target, self._partial = field, plan, target, out / PARTIAL
+        self._anchor = next(entry.artifact for entry in field if entry.artifact is not None)
+        self._device = resolve_device(plan.device)
+        self._arms = [arm for entry in field for arm in entry.arms]
+        self._context = min(shape.context for entry in field for shape in entry.shapes)
+        self._suites = [suite_from_file(prompts_file)] if prompts_file else [load_suite(name) for name in plan.suites]
+        tokenizer = self._anchor.load_tokenizer()
+        special = frozenset(tokenizer.all_special_ids)
+        prompts = Lengthener(self._suites, lambda text: tokenizer(text)["input_ids"], special)
+        self._samples = {batch: min(plan.map_samples, prompts.count // batch) for batch in plan.batches}
+        if min(self._samples.values()) < 2:
+            raise DataError(
+                f"{prompts.count} prompts do not make two batches of {max(plan.batches)}, so there would be no "
+                "interval: give more prompts, or lower map_batches in the plan"
+            )
+        room = self._context - plan.max_new_tokens - 1
+        if room < 1:
+            raise DataError(
+                f"map_new_tokens {plan.max_new_tokens} leaves no room for a prompt in a context of {self._context}: "
+                "lower it in the plan"
+            )
+        most = max(samples * batch for batch, samples in self._samples.items())
+        self._prompts = {
+            tokens: prompts.prompts(tokens, most)
+            for tokens in sorted({min(asked, room) for asked in plan.map_contexts})
+        }
+
+    def found(self, progress: Progress) -> Figures:
+        """What map.json holds; cells that an interrupted run left on disk are not measured again."""
+        facts = self._facts()
+        digest = sha256_text(json.dumps(facts, sort_keys=True))
+        cells = _kept(self._partial, digest)
+        places = [(c, t, b) for c in self._prompts for t in self._plan.temperatures for b in self._plan.batches]
+        missing = [place for place in places if place not in {place_of(cell) for cell in cells}]
+        if missing:
+            for cell in self._measured(missing, progress):
+                cells.append(cell)
+                write_atomically(self._partial, json.dumps({"digest": digest, "cells": cells}))
+        cells.sort(key=lambda cell: places.index(place_of(cell)))
+        drafters = []
+        for entry in self._field:
+            one = {"artifact": entry.arms[0].artifact, "drafter": entry.arms[0].drafter, "ks": list(entry.ks)}
+            name = drafter_name(one)
+            pays = {
+                place_of(cell): best["pays"] for cell in cells for best in cell["best"] if drafter_name(best) == name
+            }
+            drafters.append({**one, "rule": rule(name, pays)})
+        return {"schema_version": SCHEMA_VERSION, **facts, "words": self._words(), "drafters": drafters, "cells": cells}
+
+    def _facts(self) -> Figures:
+        """All that decides a cell: a map goes on only where none of it changed."""
+        plan, made_from = self._plan, self._anchor.manifest["target"]
+        return {
+            "target": {key: made_from.get(key) for key in ("model", "revision", "identity")},
+            "artifact": {"name": self._anchor.name, "manifest_sha256": self._anchor.manifest_digest()},
+            "batches": sorted(plan.batches),
+            "contexts": list(self._prompts),
+            "temperatures": list(plan.temperatures),
+            "suites": [{"name": one.name, "version": one.version, "sha256": one.sha256} for one in self._suites],
+            "plan": plan.model_dump(mode="json"),
+            "hardware": hardware(self._device),
+            "versions": versions(),
+            "git": git_sha(),
+        }
+
+    def _words(self) -> str:
+        plan = self._plan
+        names = " and ".join(suite.name for suite in self._suites)
+        return (
+            f"Speedup of decoding, from the second token on, in outputs of {plan.max_new_tokens} tokens: ratio of "
+            f"totals over up to {max(self._samples.values())} batches of prompts, and a 95 % bootstrap interval over "
+            f"batches. Prompts are those of {names}, joined up to the length. Rows that end leave their batch, and "
+            "none takes their place. Off: no k's interval lies above 1. The best k was chosen on these same prompts."
+        )
+
+    def _measured(self, missing: Sequence[Place], progress: Progress) -> Iterator[Figures]:
+        plan = self._plan
+        model = self._anchor.load_target(self._target, resolve_dtype(plan.dtype, self._device), self._device)
+        before = fingerprint(model)
+        bench = Bench(self._field, plan, model, self._device, self._context, lambda: None)
+        ks = sorted({arm.k for arm in self._arms if arm.k is not None})
+        parity = self._parity(bench, ks, progress)
+        bounds = bench.bounds(next(iter(self._prompts.values())), ks)
+        alone: dict[int, dict[int, Generation]] = {}  # by context: what the target writes one prompt at a time
+        for done, (context, temperature, batch) in enumerate(missing):
+            progress(done, len(missing), f"cells, context {context}, batch {batch}")
+            if temperature == 0 and context not in alone:
+                alone[context] = bench.alone(self._prompts[context])
+            prompts = self._prompts[context][: batch * self._samples[batch]]
+            timed = bench.cells(Block("map", temperature, batch, CHOOSE), prompts, self._arms, 1)
+            bench.judge(timed, alone.get(context, {}), parity, bounds)
+            if fingerprint(model) != before:
+                raise ModelError("the target's weights changed during the run, so no figure of it is true")
+            yield cell_figures(timed, context, plan.seed)
+        progress(len(missing), len(missing), "cells")
+
+    def _parity(self, bench: Bench, ks: Sequence[int], progress: Progress) -> dict[Arm, Audit]:
+        """At the smallest and the largest batch, with a float64 target on the CPU where it is small enough."""
+        plan, target, reader = self._plan, bench.target, bench.reader
+        exact = target.num_parameters() <= LARGEST_EXACT
+        if exact:
+            target = self._anchor.load_target(self._target, torch.float64, "cpu")
+            reader = opened(target, plan.reader)
+        limits = replace(bench.limits, max_new_tokens=min(plan.parity_new_tokens, plan.max_new_tokens))
+        prompts = [prompt.ids for prompt in next(iter(self._prompts.values()))]
+        progress(0, 1 + len(self._arms), "parity with the target")
+        references = [
+            Reference(target, reader, prompts[: max(batch, plan.parity_prompts)], limits, ks, batch)
+            for batch in sorted({min(plan.batches), max(plan.batches)})
+        ]
+        found = {Arm(): Audit.of([one.itself() for one in references])}
+        for entry in self._field:
+            drafter = bench.running[entry].drafter
+            if exact:
+                drafter = start(entry, reader.vocabulary, torch.float64, "cpu", plan.drafter_reader).drafter
+            for arm, k in zip(entry.arms, entry.ks, strict=True):
+                progress(len(found), 1 + len(self._arms), "parity with the target")
+                found[arm] = Audit.of([one.against(drafter, k) for one in references])
+        progress(len(found), len(found), "parity with the target")
+        return found
+
+
+def _kept(path: Path, digest: str) -> list[Figures]:
+    """The cells of an interrupted map of exactly this; none where there is none, or where something changed."""
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return list(kept["cells"]) if kept["digest"] == digest else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
