@@ -18,6 +18,7 @@ from eval.choose import pool, promising, shortlist
 from eval.figures import Setting
 from eval.measurement import CHOOSE, CONFIRM, Arm, ArmFacts, Block, Cell
 from eval.parity import LARGEST_EXACT, PROBES, Audit, Reference
+from eval.partial import Partial
 from eval.plan import EvalPlan
 from eval.report import require_writable, write
 from eval.results import Findings
@@ -27,6 +28,7 @@ from factory.decoding.decoder import Generation
 from factory.errors import DataError, ModelError
 from factory.models import fingerprint, resolve_device, resolve_dtype
 from factory.progress import Progress
+from factory.provenance import hardware, versions
 
 
 def evaluate(
@@ -40,7 +42,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure artifacts as the plan says; returns what results.json holds.
 
-    Writes results.json, tokens.jsonl and report.html into `out`, and evals/<id>.json into every artifact.
+    Writes results.json, tokens.jsonl and report.html into `out`, and evals/<id>.json into every artifact. Where it is
+    interrupted, what is measured stays in `out`, and the same call goes on from there.
     `target` names another copy of the target; `prompts_file` replaces the plan's suites. Raises
     ArtifactError, DataError, ModelError, UnsupportedModel.
     """
@@ -48,9 +51,11 @@ def evaluate(
     require_writable(out)
     device = resolve_device(plan.device)
     with _threads(plan.threads):
-        found = _Run(field, plan, target, device, prompts_file, progress).findings()
+        run = _Run(field, plan, target, device, prompts_file, progress)
+        found = run.findings(out)
         results = found.results()
     write(results, [cell for _, cell in (*found.first, *found.second)], out)
+    run.partial.remove()
     for entry in field:
         if entry.artifact is not None:
             with suppress(OSError):  # an artifact on a read-only disk is measured all the same; `out` has it all
@@ -77,17 +82,16 @@ class _Run:
         self._sets = _prompt_sets(self._anchor, plan, prompts_file, self._context)
         self._arms = [arm for entry in field for arm in entry.arms]
 
-    def findings(self) -> Findings:
-        """All of it."""
+    def findings(self, out: Path) -> Findings:
+        """All of it; what an interrupted run left in `out` is not measured again."""
         plan, count = self._plan, self._count
         model = self._anchor.load_target(self._target, resolve_dtype(plan.dtype, self._device), self._device)
-        before = fingerprint(model)
+        self._before = fingerprint(model)
         bench = Bench(self._field, plan, model, self._device, self._context, count)
+        dtype = str(model.dtype).removeprefix("torch.")
+        self.partial = Partial(out, self._decisive(bench, dtype))
         exact = model.num_parameters() <= LARGEST_EXACT
-        parity = self._parity(bench, exact)
-        bounds = bench.bounds(
-            _mixed(self._sets, max(PROBES, *plan.batches)), sorted({arm.k for arm in self._arms if arm.k is not None})
-        )
+        parity, bounds = self._sound(bench, exact)
 
         count.phase("timing", _outputs(plan, self._sets, CHOOSE, plan.batches) * (len(self._arms) + 1))
         first = self._measured(bench, self._arms, CHOOSE, plan.batches, parity, bounds)
@@ -98,11 +102,9 @@ class _Run:
             outputs = _outputs(plan, self._sets, CONFIRM, plan.batches[:1])
             count.phase("timing again, on fresh prompts", outputs * (len(again) + 1))
             second = self._measured(bench, again, CONFIRM, plan.batches[:1], parity, bounds)
-        if fingerprint(model) != before:
-            raise ModelError("the target's weights changed during the run, so no figure of it is true; none is written")
-        dtype = str(model.dtype).removeprefix("torch.")
-        notes = [note for run in bench.running.values() for note in run.notes]
-        why = reason(bench.reader, "the target")
+        notes = [reason(bench.reader, "the target"), *(note for run in bench.running.values() for note in run.notes)]
+        if self.partial.kept:
+            notes.append(f"{self.partial.kept} blocks of it were measured before the evaluation was interrupted.")
         made_from = self._anchor.manifest["target"]
         return Findings(
             plan=plan,
@@ -118,8 +120,23 @@ class _Run:
             exact=exact,
             first=first,
             second=second,
-            notes=[why, *notes] if why else notes,
+            notes=[note for note in notes if note is not None],
         )
+
+    def _decisive(self, bench: Bench, dtype: str) -> dict[str, Any]:
+        """Everything that decides the figures, but the code."""
+        artifacts = [entry.artifact for entry in self._field if entry.artifact is not None]
+        readers = {run.drafter.name: run.reader.name for run in bench.running.values() if run.reader is not None}
+        return {
+            "plan": self._plan.model_dump(mode="json"),
+            "artifacts": {artifact.name: artifact.manifest_digest() for artifact in artifacts},
+            "target": self._anchor.manifest["target"]["identity"],
+            "suites": {one.suite.name: one.suite.sha256 for one in self._sets},
+            "dtype": dtype,
+            "readers": {"target": bench.reader.name, "drafters": readers},
+            "hardware": hardware(self._device),
+            "versions": versions(),
+        }
 
     def _facts(self, bench: Bench, dtype: str) -> dict[Arm, ArmFacts]:
         found = {Arm(): _target_facts(bench.target)}
@@ -128,6 +145,23 @@ class _Run:
             facts = replace(entry.facts(dtype), drafter_reader=reader.name if reader is not None else None)
             found |= dict.fromkeys(entry.arms, facts)
         return found
+
+    def _sound(self, bench: Bench, exact: bool) -> tuple[dict[Arm, Audit], Bounds]:
+        """Parity and near-tie bounds, made now or before."""
+        arms = [Arm(), *self._arms]
+        found = self.partial.parity(arms)
+        if found is None:
+            parity = self._parity(bench, exact)
+            probes = _mixed(self._sets, max(PROBES, *self._plan.batches))
+            bounds = bench.bounds(probes, sorted({arm.k for arm in self._arms if arm.k is not None}))
+            self._require_unchanged(bench)
+            self.partial.keep_parity(parity, bounds)
+            found = parity, bounds
+        return found
+
+    def _require_unchanged(self, bench: Bench) -> None:
+        if fingerprint(bench.target) != self._before:
+            raise ModelError("the target's weights changed during the run, so what it measured is not true: not kept")
 
     def _parity(self, bench: Bench, exact: bool) -> dict[Arm, Audit]:
         """At every batch of the plan, with a float64 target on the CPU where that is small enough, else as timed."""
@@ -174,12 +208,19 @@ class _Run:
                 reference: dict[int, Generation] = {}
                 for batch in sorted(batches):  # what is written one prompt at a time is what larger batches must write
                     block = Block(one.suite.name, temperature, batch, stage)
-                    cells = bench.cells(block, prompts, arms, _repeats(self._plan, stage))
-                    if batch == 1:
-                        reference = {output.request: output.generation for output in cells[0].outputs}
-                    elif temperature == 0 and not reference:
-                        reference = bench.alone(prompts)
-                    bench.judge(cells, reference, parity, bounds)
+                    cells = self.partial.cells(block, [Arm(), *arms])
+                    if cells is None:
+                        cells = bench.cells(block, prompts, arms, _repeats(self._plan, stage))
+                        if batch == 1:
+                            reference = cells[0].written
+                        elif temperature == 0 and not reference:
+                            reference = bench.alone(prompts)
+                        bench.judge(cells, reference, parity, bounds)
+                        self._require_unchanged(bench)
+                        self.partial.keep(block, cells)
+                    else:
+                        reference = cells[0].written if batch == 1 else reference
+                        self._count.skip(sum(len(one.generations) for cell in cells for one in cell.timed))
                     pairs += [(cells[0], cell) for cell in cells]
         return sorted(pairs, key=lambda pair: batches.index(pair[0].batch))
 
@@ -196,7 +237,11 @@ class _Counter:
         self._progress(0, total, what)
 
     def __call__(self) -> None:
-        self._done += 1
+        self.skip(1)
+
+    def skip(self, count: int) -> None:
+        """That many pieces are done already."""
+        self._done += count
         self._progress(self._done, self._total, self._what)
 
 

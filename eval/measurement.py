@@ -181,6 +181,11 @@ class Cell:
             for request, generation in zip(one.requests, one.generations, strict=True)
         ]
 
+    @property
+    def written(self) -> dict[int, Generation]:
+        """Its outputs by request."""
+        return {output.request: output.generation for output in self.outputs}
+
     def totals(self, *, decode_only: bool = False) -> dict[Key, tuple[float, float]]:
         """Seconds and new tokens of each batch, all repeats together. decode_only leaves out prefill and its tokens."""
         summed: dict[Key, tuple[float, float]] = {}

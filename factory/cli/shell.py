@@ -54,10 +54,7 @@ def reported(command: Callable[Arguments, Result]) -> Callable[Arguments, Result
             typer.echo(str(error), err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            typer.echo(
-                "\ninterrupted: the same command goes on where a build stopped, or evaluates anew",
-                err=True,
-            )
+            typer.echo("\ninterrupted: what is finished is kept, and the same command goes on from there", err=True)
             raise typer.Exit(130) from None
         except Exception as error:
             first_line = (str(error).strip() or "no message").splitlines()[0]

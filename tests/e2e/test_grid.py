@@ -200,7 +200,7 @@ def test_after_ctrl_c_the_same_command_goes_on(tiny_folder: Path, tmp_path: Path
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.endswith("\ninterrupted: the same command goes on where a build stopped, or evaluates anew\n")
+    assert errors.endswith("\ninterrupted: what is finished is kept, and the same command goes on from there\n")
     assert "Traceback" not in errors
     wait_for(lambda: not alive(process.pid))
     checkpoints = list(out.glob(".cache/stages/*.working/checkpoint.pt"))

@@ -11,23 +11,12 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from eval.arms import entries
-from eval.evaluation import evaluate
-from eval.plan import EvalPlan, load_plan
+from eval.plan import EvalPlan
 from eval.report import REPORT, RESULTS, TOKENS, draw, redraw, terminal_table
 from factory.artifact import Artifact, write_manifest
-from factory.build import build
 from factory.errors import ArtifactError, DataError
-from factory.recipe import load
 
-RECIPE = """\
-name: tiny
-target: {{model: {target}}}
-data: {{prompts: bos, written_by: target, samples: 8, max_new_tokens: 12, batch: 8, held_out: 0.2}}
-stages:
-  - {{kind: drop_layers, keep: 2, score: even}}
-  - {{kind: distill, epochs: 1, lr: 0.003, batch: 4}}
-keep_raw: true
-"""
+Judge = Callable[..., dict[str, Any]]
 
 # What readers of results.json and tokens.jsonl rely on.
 ROW_FIELDS = """artifact drafter suite k temperature batch device dtype reader drafter_reader baseline_reader
@@ -38,24 +27,7 @@ ROW_FIELDS = """artifact drafter suite k temperature batch device dtype reader d
 TOKEN_FIELDS = "prompt_ids output_ids artifact drafter suite k temperature new_tokens target_passes accepted"
 
 
-def silent(_done: int, _total: int, _what: str) -> None:
-    pass
-
-
-@pytest.fixture
-def built(tiny_folder: Path, tmp_path: Path) -> Artifact:
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(RECIPE.format(target=tiny_folder))
-    drafter, _raw = build(load(recipe, [], None), tmp_path / "artifacts", silent)
-    return drafter
-
-
-def judge(artifact: Artifact, out: Path, **changes: Any) -> dict[str, Any]:
-    plan = EvalPlan.model_validate({**load_plan("smoke").model_dump(), **changes})
-    return evaluate([artifact], plan, target=None, out=out, prompts_file=None, progress=silent)
-
-
-def test_an_evaluation_is_complete_and_true(built: Artifact, tiny_folder: Path, tmp_path: Path) -> None:
+def test_an_evaluation_is_complete_and_true(built: Artifact, judge: Judge, tiny_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     results = judge(built, out)
 
@@ -110,7 +82,7 @@ def test_an_evaluation_is_complete_and_true(built: Artifact, tiny_folder: Path, 
 
 
 @pytest.mark.parametrize("tiny_folder", ["llama"], indirect=True)
-def test_batches_stand_beside_each_other_and_write_the_same(built: Artifact, tmp_path: Path) -> None:
+def test_batches_stand_beside_each_other_and_write_the_same(built: Artifact, judge: Judge, tmp_path: Path) -> None:
     out = tmp_path / "out"
     results = judge(
         built,
@@ -145,7 +117,7 @@ def test_batches_stand_beside_each_other_and_write_the_same(built: Artifact, tmp
 
 
 @pytest.mark.parametrize("tiny_folder", ["llama"], indirect=True)
-def test_sampled_outputs_do_not_depend_on_the_batch(built: Artifact, tmp_path: Path) -> None:
+def test_sampled_outputs_do_not_depend_on_the_batch(built: Artifact, judge: Judge, tmp_path: Path) -> None:
     judge(built, tmp_path / "out", batches=(2, 1), prompts=4, temperatures=(1.0,), dtype="float64", ks=(2,))
     lines = [json.loads(line) for line in (tmp_path / "out" / TOKENS).read_text().splitlines()]
     chosen = [line for line in lines if line["prompt_set"] == "choose"]
@@ -156,14 +128,16 @@ def test_sampled_outputs_do_not_depend_on_the_batch(built: Artifact, tmp_path: P
     assert by_batch[0] == by_batch[1] and len(by_batch[0]) == 4 * 4
 
 
-def test_a_batch_that_no_prompts_fill_is_told_before_anything_is_loaded(built: Artifact, tmp_path: Path) -> None:
+def test_a_batch_that_no_prompts_fill_is_told_before_anything_is_loaded(
+    built: Artifact, judge: Judge, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match="suite stories: 3 prompts to choose by do not fill a batch of 4; give more"):
         judge(built, tmp_path / "out", batches=(1, 4))
     assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("tiny_folder", ["llama"], indirect=True)
-def test_the_plan_says_which_readers_run(built: Artifact, tmp_path: Path) -> None:
+def test_the_plan_says_which_readers_run(built: Artifact, judge: Judge, tmp_path: Path) -> None:
     results = judge(built, tmp_path / "out", reader="eager", temperatures=(0.0,))
     assert results["target"]["reader"] == "eager"
     assert {(row["reader"], row["baseline_reader"]) for row in results["rows"]} == {("eager", "eager")}
@@ -202,20 +176,13 @@ def check_greedy_against_generate(lines: list[dict[str, Any]], folder: Path) -> 
     assert len(distinct) >= 15
 
 
-def test_own_prompts_replace_the_suites_and_those_that_do_not_fit_are_counted(built: Artifact, tmp_path: Path) -> None:
+def test_own_prompts_replace_the_suites_and_those_that_do_not_fit_are_counted(
+    built: Artifact, judge: Judge, tmp_path: Path
+) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("one\ntwo words\nthree\n" + "x" * 200 + "\nfour\n")
-    plan = EvalPlan(
-        ks=(2,),
-        raw_ks=(2,),
-        temperatures=(0.0,),
-        max_new_tokens=6,
-        repeats=2,
-        confirm_repeats=1,
-        threads=1,
-        dtype="float64",
-    )
-    results = evaluate([built], plan, target=None, out=tmp_path / "out", prompts_file=path, progress=silent)
+    changes = {"ks": (2,), "temperatures": (0.0,), "max_new_tokens": 6, "repeats": 2, "prompts": 16}
+    results = judge(built, tmp_path / "out", path, confirm_prompts=16, dtype="float64", **changes)
     (suite,) = results["suites"]
     assert (suite["name"], suite["version"], suite["skipped_prompts"]) == ("mine", None, 1)
     assert (suite["prompts"], suite["confirm_prompts"]) == (2, 2)
@@ -223,7 +190,9 @@ def test_own_prompts_replace_the_suites_and_those_that_do_not_fit_are_counted(bu
     assert all(row["dtype"] == "float64" and row["near_tie_bound"] is None for row in results["rows"])
 
 
-def test_prompts_too_long_for_the_context_stop_the_run_before_it_starts(built: Artifact, tmp_path: Path) -> None:
+def test_prompts_too_long_for_the_context_stop_the_run_before_it_starts(
+    built: Artifact, judge: Judge, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match="suite code: 0 different prompts fit"):
         judge(built, tmp_path / "out", suites=("code",), max_new_tokens=20)
     assert not list((tmp_path / "out").iterdir())
