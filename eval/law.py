@@ -226,7 +226,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Sampler:
+class ManyTexts:
     """Writes one prompt many times over, as rows of batches; each row is a request of its own."""
 
     reader: Reader

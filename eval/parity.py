@@ -9,19 +9,16 @@ measured in the same run, not chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
-from eval.arms import Entry
-from eval.measurement import Arm
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter
 from factory.decoding.reader import Reader, right_padded
-from factory.decoding.readers import open_reader
 from factory.decoding.sampling import Noise, Sampling
 
 LARGEST_EXACT = 100_000_000  # parameters: above it float64 on a CPU takes too long and too much memory
@@ -252,30 +249,6 @@ class Reference:
 
     def _bound(self, k: int) -> float | None:
         return self._bounds[k] if self._bounds is not None else None
-
-
-def check(
-    target: PreTrainedModel,
-    drafters: Callable[[Entry], Drafter],
-    field: Sequence[Entry],
-    prompts: Sequence[list[int]],
-    limits: Limits,
-    told: Callable[[], None],
-) -> dict[Arm, Audit]:
-    """Greedy parity of the target alone and of every arm.
-
-    In float64 nothing is excused; in another dtype (targets too large for float64) near-ties are.
-    `drafters` loads an entry's drafter; one is held at a time.
-    """
-    reference = Reference(target, open_reader(target), prompts, limits, [k for entry in field for k in entry.ks])
-    found = {Arm(): reference.itself()}
-    told()
-    for entry in field:
-        drafter = drafters(entry)
-        for arm, k in zip(entry.arms, entry.ks, strict=True):
-            found[arm] = reference.against(drafter, k)
-            told()
-    return found
 
 
 def in_parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

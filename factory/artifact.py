@@ -6,6 +6,7 @@
            stages/*.json   what each stage reported
            manifest.json   written last and atomically: its existence means complete; sha256 of all the former
            evals/*.json    each with the digest of the manifest it measured
+           certificate.json  of losslessness: with its own digest and that of the manifest it is about
            README.md       the card, always regenerated
 
 Opening checks that the folder is complete; `verify` reads every byte. Nothing here knows how a
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factory.card import draw
+from factory.disk import disk_errors
 from factory.errors import ArtifactError
 from factory.files import write_atomically
 from factory.provenance import sha256_file, sha256_text
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SCHEMA_VERSION = 2
+CERTIFICATE = "certificate.json"
 
 
 class Artifact:
@@ -133,10 +136,42 @@ class Artifact:
         self.write_card()
         return path
 
+    def certificate(self) -> dict[str, Any] | None:
+        """The certificate as it was written, and in `current` whether it is about this very manifest.
+
+        None where there is none, or where its bytes are not those that its digest is of.
+        """
+        try:
+            record = json.loads((self.folder / CERTIFICATE).read_text(encoding="utf-8"))
+            digest = record.pop("digest")
+        except (OSError, ValueError, KeyError, AttributeError):
+            return None
+        if digest != _certificate_digest(record):
+            return None
+        return {**record, "digest": digest, "current": record["manifest_sha256"] == self.manifest_digest()}
+
+    def write_certificate(self, certificate: dict[str, Any]) -> Path:
+        """Keep a certificate of this manifest in place of an older one, and draw the card again.
+
+        Raises DiskError where the folder cannot be written.
+        """
+        record = {"manifest_sha256": self.manifest_digest(), **certificate}
+        path = self.folder / CERTIFICATE
+        with disk_errors(self.folder):
+            record = json.loads(json.dumps(record, allow_nan=False))  # tuples become the lists that reading gives
+            write_atomically(path, json.dumps({"digest": _certificate_digest(record), **record}, indent=1) + "\n")
+            self.write_card()
+        return path
+
     def write_card(self) -> None:
-        """README.md: what it is, how it was made, what was measured."""
+        """README.md: what it is, how it was made, what was measured and certified."""
         recipe = (self.folder / "resolved.yaml").read_text(encoding="utf-8")
-        write_atomically(self.folder / "README.md", draw(self.manifest, self.evals(), recipe, self.folder))
+        card = draw(self.manifest, self.evals(), recipe, self.folder, self.certificate())
+        write_atomically(self.folder / "README.md", card)
+
+
+def _certificate_digest(record: dict[str, Any]) -> str:
+    return sha256_text(json.dumps(record, sort_keys=True))
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> Artifact:

@@ -6,8 +6,17 @@ from pathlib import Path
 from typing import Any
 
 
-def draw(made: dict[str, Any], evals: list[dict[str, Any]], recipe: str, folder: Path) -> str:
-    """The card of a manifest; `evals` oldest first, `recipe` as it ran, `folder` as a command would name it."""
+def draw(
+    made: dict[str, Any],
+    evals: list[dict[str, Any]],
+    recipe: str,
+    folder: Path,
+    certificate: dict[str, Any] | None = None,
+) -> str:
+    """The card of a manifest; `evals` oldest first, `recipe` as it ran, `folder` as a command would name it.
+
+    `certificate` as `Artifact.certificate` gives it.
+    """
     name = str(made["name"])
     lines = [
         f"# {name}",
@@ -34,6 +43,7 @@ def draw(made: dict[str, Any], evals: list[dict[str, Any]], recipe: str, folder:
         "",
     ]
     lines += _measured(evals, name) or [f"Not yet: `factory eval {folder}`"]
+    lines += ["", "## Losslessness", "", _certified(certificate, folder)]
     return "\n".join([*lines, "", "## Recipe, as it ran", "", "```yaml", recipe.strip(), "```", ""])
 
 
@@ -76,6 +86,80 @@ def _measured(evals: list[dict[str, Any]], name: str) -> list[str]:
         "",
         f"Of all that took part: {last['verdict']['reason']}",
     ]
+
+
+def _certified(certificate: dict[str, Any] | None, folder: Path) -> str:
+    """One paragraph; of an older manifest only that there is one."""
+    again = f"`factory eval {folder} --certify`"
+    if certificate is None:
+        return f"Not certified: {again}"
+    if not certificate["current"]:
+        return f"The certificate that lies here is of an older build, and says nothing about this one: {again}"
+    return " ".join(certified(certificate))
+
+
+def certified(certificate: dict[str, Any]) -> list[str]:
+    """What a certificate found, sentence by sentence."""
+    said, ks = certificate["verdict"], ", ".join(map(str, certificate["ks"]))
+    head = "Lossless" if said["lossless"] else "NOT lossless"
+    return [
+        f"{head} at k = {ks}: {said['reason']}.",
+        *([f"{said['not_run'][0].upper()}{said['not_run'][1:]}."] if said["not_run"] else []),
+        *_compared(certificate),
+        _sampled(certificate["sampling"]),
+        _made_with(certificate),
+    ]
+
+
+def _compared(certificate: dict[str, Any]) -> list[str]:
+    """Greedy outputs: in float64 where that was run, and as served."""
+    prompts, served, exact = (certificate[part] for part in ("prompts", "served", "float64"))
+    origins = {"suite": "of the suites", "cut": "cut from them", "written_by_target": "written by the target"}
+    sources = ", ".join(f"{count} {origins[name]}" for name, count in prompts["sources"].items() if count)
+    lines = [f"Greedy, on {prompts['distinct']} distinct prompts ({sources}), {prompts['new_tokens']} new tokens each:"]
+    if exact["ran"]:
+        wrong = sum(row["divergences"] for row in exact["rows"])
+        readers = " and ".join(dict.fromkeys(row["reader"] for row in exact["rows"]))
+        lines.append(
+            f"in float64 (reader {readers}) {wrong} of {sum(row['outputs'] for row in exact['rows'])} outputs differ, "
+            "those of plain decoding from transformers' own uncached argmax and the others from plain decoding;"
+        )
+    rows = served["rows"]
+    bounds = [row["near_tie_bound"] for row in rows if row["near_tie_bound"] is not None]
+    bound = f", with a measured bound of {max(bounds):.2g}" if bounds else ""
+    lines.append(
+        f"in {served['dtype']} (reader {served['reader']}) {sum(row['divergences'] for row in rows)} of "
+        f"{sum(row['outputs'] for row in rows)} differ, {sum(row['near_ties'] for row in rows)} of them at near-ties"
+        f"{bound}."
+    )
+    return lines
+
+
+def _sampled(sampling: dict[str, Any]) -> str:
+    """Sampled texts against the target's exact law."""
+    rows = sampling["rows"]
+    widest = max(rows, key=lambda row: float(row["total_variation"] - row["total_variation_expected"]))
+    return (
+        f"Sampled: {len(rows)} chi-square tests of {sampling['draws']} texts each against the exact joint law of the "
+        f"first k + 2 tokens (computed in {sampling['reference']}), smallest p after Holm "
+        f"{min(row['p_adjusted'] for row in rows):.2g} at level {sampling['level']}; total variation at worst "
+        f"{widest['total_variation']:.3f}, where as many exact draws have {widest['total_variation_expected']:.3f} on "
+        f"average and plain decoding's had {widest['plain_total_variation']:.3f}."
+    )
+
+
+def _made_with(certificate: dict[str, Any]) -> str:
+    hardware, versions = certificate["hardware"], certificate["versions"]
+    suites = ", ".join(
+        f"{suite['name']} {'version ' + str(suite['version']) if suite['version'] else 'of the user'} "
+        f"(sha256 {suite['sha256'][:12]})"
+        for suite in certificate["suites"]
+    )
+    where = hardware.get("gpu") or f"{hardware.get('cpu')}, {hardware.get('threads')} threads"
+    return (
+        f"Prompts: {suites}; seed {certificate['seed']}; {where}; torch {versions['torch']}, transformers "
+        f"{versions['transformers']}; drafter-factory {versions['drafter-factory']}."
+    )
 
 
 def _format_words(stored: dict[str, Any]) -> str:

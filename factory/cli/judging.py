@@ -29,6 +29,9 @@ def evaluate(
     mapped: Annotated[
         bool, typer.Option("--map", help="where drafting pays: speedup over batch, temperature and context length")
     ] = False,
+    certified: Annotated[
+        bool, typer.Option("--certify", help="no timing: every check of losslessness, kept with each drafter")
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -42,8 +45,23 @@ def evaluate(
     judged = [made for folder in artifacts for made in list_artifacts(folder)]
     if not judged:
         raise FactoryError(f"{', '.join(map(str, artifacts))}: no artifact there; `factory build RECIPE` makes one")
+    if mapped and certified:
+        raise FactoryError("--map and --certify are two different runs: give one of them")
     out = out or artifacts[0]
     console = Console(width=None if sys.stdout.isatty() else 160)
+    if certified:
+        from eval.certificate import terminal
+        from eval.certify import certify
+
+        with shown_progress(quiet) as progress:
+            made = certify(judged, chosen, target=target, prompts_file=prompts, progress=progress)
+        for certificate in made:
+            console.print(terminal(certificate))
+        if as_json:
+            typer.echo(json.dumps({"certificates": {one["artifact"]: one["verdict"] for one in made}}))
+        if not all(one["verdict"]["lossless"] for one in made):
+            raise typer.Exit(1)
+        return
     if mapped:
         from eval.heatmap import map_table
         from eval.map import measure_map

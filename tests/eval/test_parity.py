@@ -6,13 +6,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from eval.arms import Entry
 from eval.parity import (
     Audit,
     Greedy,
     Reference,
     audit,
-    check,
     first_divergence,
     forced_batch,
     forced_logits,
@@ -141,17 +139,6 @@ def test_speculation_over_a_misreading_target_is_caught(tiny: Tiny) -> None:
         ).passed
     wrong = Greedy(ShiftedReader(model), LIMITS).drafted(twin, 3, PROMPTS)
     assert not audit(EagerReader(model), alone, wrong, None).passed
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_check_covers_the_target_alone_and_every_arm(tiny: Tiny, dtype: torch.dtype) -> None:
-    model = tiny(dtype=dtype)
-    told: list[int] = []
-    field = [Entry(None, (2, 5))]
-    found = check(model, lambda _: PromptLookup(vocabulary=96), field, PROMPTS, LIMITS, lambda: told.append(1))
-    assert len(found) == len(told) == 3
-    assert all(result.passed and result.compared == 3 for result in found.values())
-    assert all((result.bound is None) == (dtype == torch.float64) for result in found.values())
 
 
 def test_a_ragged_batch_writes_and_is_forced_as_its_rows_alone(tiny: Tiny) -> None:

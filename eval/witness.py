@@ -1,0 +1,300 @@
+"""A target and what it says alone, in float64 and as served: what every drafter's output is held against.
+
+It finds; what a finding means is `certificate`'s to say. It stores nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from eval.arms import Entry, Running, opened, start
+from eval.certificate import LEAST_PROMPTS, audit_row
+from eval.law import Fit, Law, ManyTexts, Text, exact_law, fit
+from eval.parity import LARGEST_EXACT, Audit, Reference, in_parts
+from eval.plan import EvalPlan
+from eval.prompt_pool import SUITE, PromptPool, prompt_pool
+from eval.suites import Suite
+from factory.artifact import Artifact
+from factory.decoding.decoder import Limits, autoregressive, speculative
+from factory.decoding.reader import Reader
+from factory.decoding.sampling import Noise, Sampling
+from factory.errors import ArtifactError, DataError, ModelError
+from factory.models import eos_token_ids, fingerprint, first_token_id, resolve_device, resolve_dtype
+from factory.progress import Progress
+
+WRITTEN_TOKENS = 32  # of a prompt that the target writes, at most
+COOLER, TOP_K, TOP_P = 0.8, 20, 0.9  # the second way of sampling; the plan's top-k and top-p where it has them
+
+Facts = dict[str, Any]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is looked at."""
+
+    prompts: int = LEAST_PROMPTS
+    new_tokens: int = 24
+    batch: int = 32  # prompts at a time
+    law_prompts: int = 3
+    law_prompt_tokens: int = 12
+    draws: int = 1000  # texts of each sampling test
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A prompt and a way of sampling: the exact law of what follows, and what plain decoding drew."""
+
+    number: int
+    prompt: list[int]
+    sampling: Sampling
+    law: Law
+    plain: list[Text]
+
+
+class Side:
+    """The target in one dtype, read by one reader; its greedy text is written when first asked for."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        reader: Reader,
+        drafter_kind: str,
+        device: str,
+        prompts: list[list[int]],
+        limits: Limits,
+        ks: list[int],
+        batch: int,
+    ) -> None:
+        self.reader = reader
+        self._model, self._drafter_kind, self._device = model, drafter_kind, device
+        self._given = (prompts, limits, ks, batch)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What the target writes alone."""
+        return Reference(self._model, self.reader, *self._given)
+
+    @cached_property
+    def itself(self) -> Audit:
+        """That against transformers."""
+        return self.reference.itself()
+
+    def drafting(self, entry: Entry) -> Running:
+        """An entry's drafter in this dtype, on this device."""
+        return start(entry, self.reader.vocabulary, self._model.dtype, self._device, self._drafter_kind)
+
+
+class Witness:
+    """The target of some entries, loaded as the plan says, and asked by one drafter after another.
+
+    Raises DataError where the context leaves no room for a prompt, UnsupportedModel where a drafter
+    cannot draft for it, ModelError, ArtifactError.
+    """
+
+    def __init__(
+        self,
+        field: Sequence[Entry],
+        plan: EvalPlan,
+        suites: Sequence[Suite],
+        target: str | None,
+        progress: Progress,
+        scale: Scale,
+    ) -> None:
+        self.plan, self.suites = plan, suites
+        self._scale, self._progress = scale, progress
+        self._ks = sorted({k for entry in field for k in entry.ks})
+        anchor = next((entry.artifact for entry in field if entry.artifact is not None), None)
+        if anchor is None:
+            raise ArtifactError("no artifact to certify: `factory build RECIPE` makes one, `factory ls` lists them")
+        device = resolve_device(plan.device)
+        self._model = anchor.load_target(target, resolve_dtype(plan.dtype, device), device)
+        self._before = fingerprint(self._model)
+        self._eos = eos_token_ids(self._model)
+        reader = opened(self._model, plan.reader)
+        self._law_tokens = min(scale.law_prompt_tokens, reader.context - max(self._ks) - 3)
+        room = reader.context - scale.new_tokens - 1
+        if min(room, self._law_tokens) < 1:
+            raise DataError(
+                f"{anchor.manifest['target']['model']}: its context of {reader.context} tokens leaves no room for a "
+                f"prompt beside {scale.new_tokens} new tokens and k = {max(self._ks)}: lower k in the plan"
+            )
+        self._pool = self._prompts(anchor, reader, room)
+        prompts, limits = self._pool.dealt(scale.batch), Limits(scale.new_tokens, self._eos, reader.context)
+        given = (prompts, limits, self._ks, scale.batch)
+        self._served = Side(self._model, reader, plan.drafter_reader, device, *given)
+        for entry in field:
+            self._try_out(entry)
+        self._exact: PreTrainedModel | None = None
+        self._exact_sides: list[Side] = []
+        if self._model.num_parameters() <= LARGEST_EXACT:
+            self._exact = anchor.load_target(target, torch.float64, "cpu")
+            eager, other = opened(self._exact, "eager"), opened(self._exact, plan.reader)
+            self._exact_sides = [Side(self._exact, eager, "eager", "cpu", *given)]
+            if other.name != eager.name:
+                self._exact_sides.append(Side(self._exact, other, plan.drafter_reader, "cpu", *given))
+
+    @property
+    def parameters(self) -> int:
+        """Of the target."""
+        return int(self._model.num_parameters())
+
+    def prompt_facts(self) -> Facts:
+        """The prompts of greedy parity, and how they are written."""
+        return {**self._pool.facts(), "new_tokens": self._scale.new_tokens, "batch": self._scale.batch}
+
+    def in_float64(self, entry: Entry) -> Facts:
+        """Greedy parity by each reader; nothing is excused. Not run for a target too large, and then it says why."""
+        if self._exact is None:
+            limit = f"{LARGEST_EXACT // 1_000_000} M"
+            why = f"the target has {self.parameters:,} parameters, and more than {limit} take too long in float64"
+            return {"ran": False, "why_not": why, "device": None, "rows": []}
+        rows = self._compared(entry, self._exact_sides, "float64 parity")
+        return {"ran": True, "why_not": None, "device": "cpu", "rows": rows}
+
+    def as_served(self, entry: Entry) -> Facts:
+        """Greedy outputs in the dtype, on the device and by the readers that serve; near-ties are excused."""
+        rows = self._compared(entry, [self._served], f"near-ties in {_name(self._model.dtype)}")
+        return {
+            "dtype": _name(self._model.dtype),
+            "device": str(self._model.device),
+            "reader": self._served.reader.name,
+            "why_reader": self._served.reader.why,
+            "rows": rows,
+        }
+
+    def sampling_facts(self) -> Facts:
+        """How texts are sampled, and what the exact law is computed in."""
+        return {
+            "draws": self._scale.draws,
+            "dtype": _name(self._model.dtype),
+            "reader": self._served.reader.name,
+            "reference": _name(self._judge.dtype),
+        }
+
+    def sampled(self, entry: Entry) -> list[tuple[Facts, Fit, Fit]]:
+        """For every prompt, way of sampling and k: what was drawn, how it fits the law, and how plain decoding does."""
+        drafter = self._served.drafting(entry).drafter
+        texts, found = self._texts, []
+        jobs = [(one, k) for one in self._cases for k in entry.ks]
+        for one, k in self._shown(jobs, f"the law of sampled text, {entry.arms[0].artifact}"):
+            made = texts.drafted(drafter, k, one.prompt, one.sampling, self._requests(one.number, self._ks.index(k)))
+            given = {
+                "prompt_ids": one.prompt,
+                "temperature": one.sampling.temperature,
+                "top_k": one.sampling.top_k,
+                "top_p": one.sampling.top_p,
+                "k": k,
+                "tokens": k + 2,
+                "proposed": sum(sum(text.proposed) for text in made),
+                "accepted": sum(sum(text.accepted) for text in made),
+            }
+            speculated = fit(one.law, k + 2, [tuple(text.tokens) for text in made])
+            found.append((given, speculated, fit(one.law, k + 2, one.plain)))
+        return found
+
+    def require_unchanged(self) -> None:
+        """Raises ModelError where the target's weights are no longer those that were loaded."""
+        if fingerprint(self._model) != self._before:
+            raise ModelError("the target's weights changed during the run, so nothing is certified")
+
+    def _compared(self, entry: Entry, sides: Sequence[Side], what: str) -> list[Facts]:
+        rows: list[Facts] = []
+        drafting: dict[Side, Running] = {}
+        jobs = [(side, k) for side in sides for k in (None, *entry.ks)]
+        for side, k in self._shown(jobs, f"{what}, {entry.arms[0].artifact}"):
+            if k is None:
+                rows.append(audit_row(side.itself, None, side.reader.name, None))
+                continue
+            running = drafting.setdefault(side, drafting.get(side) or side.drafting(entry))
+            found = side.reference.against(running.drafter, k)
+            rows.append(audit_row(found, k, side.reader.name, running.reader.name if running.reader else None))
+        return rows
+
+    @property
+    def _judge(self) -> PreTrainedModel:
+        """Whose exact law counts. In a dtype coarser than float32 the served model's own: it is another model's."""
+        fine = self._model.dtype in (torch.float32, torch.float64)
+        return self._exact if self._exact is not None and fine else self._model
+
+    @property
+    def _texts(self) -> ManyTexts:
+        return ManyTexts(self._served.reader, self._eos, self.plan.seed)
+
+    @cached_property
+    def _cases(self) -> list[Sampled]:
+        plan, depth = self.plan, max(self._ks) + 2
+        top_p = plan.top_p if plan.top_p < 1 else TOP_P
+        ways = [Sampling(temperature=1.0), Sampling(temperature=COOLER, top_k=plan.top_k or TOP_K, top_p=top_p)]
+        jobs = [(prompt, way) for prompt in self._law_prompts() for way in ways]
+        cases = []
+        for number, (prompt, way) in enumerate(self._shown(jobs, "the exact law")):
+            law = exact_law(
+                self._judge,
+                prompt,
+                way,
+                depth=depth,
+                draws=self._scale.draws,
+                eos=self._eos,
+                rounding=self._model.dtype,
+            )
+            plain = self._texts.alone(prompt, way, depth, self._requests(number, len(self._ks)))
+            cases.append(Sampled(number, prompt, way, law, plain))
+        return cases
+
+    def _law_prompts(self) -> list[list[int]]:
+        """The beginnings of some of the suites' prompts, evenly spaced; of any where the suites gave none."""
+        own = self._pool.prompts[: self._pool.sources[SUITE]] or self._pool.prompts
+        distinct = list(dict.fromkeys(tuple(prompt[: self._law_tokens]) for prompt in own))
+        step = max(1, len(distinct) // self._scale.law_prompts)
+        return [list(prompt) for prompt in distinct[::step][: self._scale.law_prompts]]
+
+    def _requests(self, case: int, turn: int) -> range:
+        """Requests of their own for each k of each case, and for plain decoding: no two tests share noise."""
+        first = (case * (len(self._ks) + 1) + turn) * self._scale.draws
+        return range(first, first + self._scale.draws)
+
+    def _prompts(self, anchor: Artifact, reader: Reader, room: int) -> PromptPool:
+        tokenizer = anchor.load_tokenizer()
+
+        def write(count: int, attempt: int) -> list[list[int]]:
+            """Beginnings of many lengths, sampled by the target from its first token; none where it has no such."""
+            try:
+                first = first_token_id(self._model)
+            except ModelError:
+                return []
+            texts: list[list[int]] = []
+            limits = Limits(WRITTEN_TOKENS, self._eos, reader.context)
+            for part in in_parts(range(attempt * self._scale.prompts, attempt * self._scale.prompts + count), 32):
+                noise = Noise(self.plan.seed, part, device=reader.device)
+                made = autoregressive(reader, [[first]] * len(part), Sampling(temperature=1.0), limits, noise)
+                for request, text in zip(part, made, strict=True):
+                    tokens = [token for token in text.tokens if token not in self._eos]
+                    texts.append([first, *tokens[: 1 + request % WRITTEN_TOKENS]])
+            return texts
+
+        encode = lambda text: tokenizer(text)["input_ids"]  # noqa: E731 - a name for one expression
+        return prompt_pool(self.suites, encode, room, self._scale.prompts, write)
+
+    def _try_out(self, entry: Entry) -> None:
+        """One short text with every drafter: what cannot draft for this target says so now."""
+        drafter, reader = self._served.drafting(entry).drafter, self._served.reader
+        limits = Limits(3, self._eos, reader.context)
+        noise = Noise(0, [0], device=reader.device)
+        speculative(reader, drafter, self._pool.prompts[:1], entry.ks[0], Sampling(), limits, noise)
+
+    def _shown(self, jobs: Sequence[Item], what: str) -> Iterator[Item]:
+        for done, job in enumerate(jobs):
+            self._progress(done, len(jobs), what)
+            yield job
+        self._progress(len(jobs), len(jobs), what)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
