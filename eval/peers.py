@@ -59,7 +59,8 @@ class Match:
     k: int
     limits: Limits
     seed: int = 0
-    reader: ReaderKind = "auto"  # of our side
+    reader: ReaderKind = "auto"  # of the target, on our side
+    drafter_reader: ReaderKind = "auto"
 
 
 class Contestant(Protocol):
@@ -73,7 +74,7 @@ class Contestant(Protocol):
         """What is timed: from token ids in to token ids out."""
 
     def watched(self, prompt: Prompt, sampling: Sampling) -> Generation:
-        """The same output with its rounds; never timed."""
+        """The same output with its rounds, of a contestant that drafts; never timed."""
 
 
 class Ours:
@@ -206,7 +207,8 @@ def ours(match: Match) -> list[Ours]:
     lookup = PromptLookup(MAX_NGRAM, vocabulary=reader.vocabulary, device=reader.device)
     found = [Ours(OURS, match, reader), Ours(OURS_LOOKUP, match, reader, lookup)]
     if match.drafter is not None:
-        found.append(Ours(OURS_DRAFTED, match, reader, ModelDrafter(open_reader(match.drafter, match.reader))))
+        drafter = ModelDrafter(open_reader(match.drafter, match.drafter_reader))
+        found.append(Ours(OURS_DRAFTED, match, reader, drafter))
     return found
 
 
@@ -286,9 +288,10 @@ def contest(
         for one in contestants:
             for prompt in prompts if one.drafts else prompts[:WARM_UP]:
                 _reseed(seed, prompt)
-                written = one.watched(prompt, sampling)
                 if one.drafts:
-                    found[one.name].rounds.append(written)
+                    found[one.name].rounds.append(one.watched(prompt, sampling))
+                else:
+                    one.write(prompt, sampling)
         for repeat in range(repeats):
             for place, prompt in enumerate(prompts):
                 first = (repeat + place) % len(contestants)
@@ -311,16 +314,16 @@ def faster(arm: Timings, base: Timings, seed: int = 0) -> Interval:
     return speedup([(*b, *a) for b, a in zip(base.totals, arm.totals, strict=True)], seed)  # type: ignore[misc]
 
 
-def tie_bound(match: Match, outputs: Sequence[Generation]) -> float | None:
+def tie_bound(match: Match, reader: Reader, outputs: Sequence[Generation]) -> float | None:
     """How far two logits may lie apart and still be exchanged by rounding; None in float64: nothing is excused.
 
-    Twice the largest difference between our one-row pass and each other way in which a contestant runs
-    the target: our k + 1 rows, and transformers' own modules with one row and with k + 1. 0 where that
-    is as large as the logits' own spread: then it is a fault, not rounding.
+    Twice the largest difference between a one-row pass of our `reader` and each other way in which a
+    contestant runs the target: our k + 1 rows, and transformers' own modules with one row and with
+    k + 1. 0 where that is as large as the logits' own spread: then it is a fault, not rounding.
     """
     if match.target.dtype == torch.float64:
         return None
-    reader, plain = open_reader(match.target, match.reader), open_reader(match.target, "eager")
+    plain = open_reader(match.target, "eager")
     moved, spread = 0.0, torch.inf
     for probe in [output for output in outputs if len(output.tokens) > 1][:PROBES]:
         single = forced_logits(reader, probe.prompt, probe.tokens, 1)  # [T, V]
@@ -330,10 +333,10 @@ def tie_bound(match: Match, outputs: Sequence[Generation]) -> float | None:
     return 2 * moved if 2 * moved < spread else 0.0
 
 
-def compare(match: Match, found: Mapping[str, Timings], base: str = OURS) -> dict[str, Audit]:
+def compare(match: Match, reader: Reader, found: Mapping[str, Timings], base: str = OURS) -> dict[str, Audit]:
     """Greedy outputs of everybody against `base`'s, token by token; a difference passes only as a near-tie."""
-    reader, outputs = open_reader(match.target, match.reader), found[base].outputs
-    bound = tie_bound(match, outputs)
+    outputs = found[base].outputs
+    bound = tie_bound(match, reader, outputs)
     return {name: audit(reader, outputs, one.outputs, bound) for name, one in found.items() if name != base}
 
 

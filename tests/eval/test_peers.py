@@ -14,6 +14,7 @@ from eval.measurement import acceptance
 from eval.peers import Match, Peer, Timings
 from eval.suites import Prompt
 from factory.decoding.decoder import Generation, Limits
+from factory.decoding.readers import open_reader
 from factory.decoding.sampling import Sampling
 
 GREEDY = Sampling()
@@ -48,7 +49,7 @@ def test_all_contestants_write_the_same_greedy_tokens(tiny: Callable[..., PreTra
     reference = [output.tokens for output in found[peers.OURS].outputs]
     assert [len(tokens) for tokens in reference] == [24, 24, 24]
     assert len({token for tokens in reference for token in tokens}) >= 15
-    same = peers.compare(match, found)
+    same = peers.compare(match, open_reader(match.target), found)
     assert set(same) == set(field) - {peers.OURS}
     assert all(audit.passed and audit.divergences == 0 and audit.bound is None for audit in same.values())
     for name, one in found.items():
@@ -181,7 +182,7 @@ def test_a_wrong_output_does_not_pass(families: dict[str, Callable[..., PreTrain
         match = match_of(families["llama"](layers=2, vocabulary=300, seed=1, dtype=dtype))
         found = peers.contest(list(by_name(match).values()), PROMPTS, GREEDY, repeats=1)
         found[peers.GENERATE].outputs[1].tokens[4] += 1
-        same = peers.compare(match, found)
+        same = peers.compare(match, open_reader(match.target), found)
         assert not same[peers.GENERATE].passed and same[peers.GENERATE].divergences == 1
         assert same[peers.LOOKUP].passed
         bound = same[peers.LOOKUP].bound
@@ -231,5 +232,7 @@ def test_the_compiled_peer_is_compiled_once_and_writes_the_same(
     alone = by_name(match)[peers.OURS]
     for prompt in PROMPTS:
         assert peer.write(prompt, GREEDY).tokens == alone.write(prompt, GREEDY).tokens
+    found = peers.contest([alone, peer], PROMPTS, GREEDY, repeats=1)
+    assert [one.tokens for one in found[peers.COMPILED].outputs] == [one.tokens for one in found[peers.OURS].outputs]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # shorter prompts compile nothing
     assert "_compiled_call" not in target.__dict__
