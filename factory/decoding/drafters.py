@@ -9,7 +9,8 @@ import torch
 
 from factory.decoding.reader import Reader, right_padded
 from factory.decoding.rejection import Draft, no_draft
-from factory.decoding.sampling import Noise, Sampling, draw, most_likely, probabilities
+from factory.decoding.sampler import Sampler
+from factory.decoding.sampling import PointMasses, draw
 
 
 class Drafter(Protocol):
@@ -18,8 +19,8 @@ class Drafter(Protocol):
     name: str
     vocabulary: int  # ids that it may propose; must be the target's
 
-    def start(self, prompts: list[list[int]], capacity: int, sampling: Sampling, noise: Noise) -> None:
-        """Begin a batch whose rows reach at most `capacity` tokens. The noise is shared: do not select its rows."""
+    def start(self, prompts: list[list[int]], capacity: int, sampler: Sampler) -> None:
+        """Begin a batch whose rows reach at most `capacity` tokens. The sampler is the loop's: only ask it."""
 
     def propose(self, k: int) -> Draft:
         """Up to k tokens per row."""
@@ -48,15 +49,12 @@ class ModelDrafter:
         self.vocabulary = reader.vocabulary
         self._reader = reader
         self._text: list[list[int]] = []  # prompt and output, per row
-        self._prompt: list[int] = []  # tokens of the prompt, per row
-        self._sampling = Sampling()
-        self._noise: Noise
+        self._sampler: Sampler
 
-    def start(self, prompts: list[list[int]], capacity: int, sampling: Sampling, noise: Noise) -> None:
+    def start(self, prompts: list[list[int]], capacity: int, sampler: Sampler) -> None:
         """Read the prompts."""
         self._text = [list(prompt) for prompt in prompts]
-        self._prompt = [len(prompt) for prompt in prompts]
-        self._sampling, self._noise = sampling, noise
+        self._sampler = sampler
         self._reader.start(len(prompts), min(capacity, self._reader.context + 1))
         readable = [prompt if len(prompt) <= self._reader.context else [] for prompt in prompts]
         tokens, count = right_padded(readable, self._reader.device)
@@ -65,7 +63,7 @@ class ModelDrafter:
 
     def propose(self, k: int) -> Draft:
         """Up to k tokens per row, each drawn from the drafter's own distribution, which goes along as q."""
-        reader, sampling = self._reader, self._sampling
+        reader, sampler = self._reader, self._sampler
         # the last guess is never fed: one more than the context has room for
         length = [max(0, min(k, reader.context + 1 - len(text))) for text in self._text]
         guesses = max(length)
@@ -75,25 +73,18 @@ class ModelDrafter:
             text[read:] if room else [] for text, read, room in zip(self._text, reader.lengths, length, strict=True)
         ]
         logits = reader.feed_last(*right_padded(unread, reader.device))
-        written = [len(text) - prompt for text, prompt in zip(self._text, self._prompt, strict=True)]
-        tokens: list[torch.Tensor] = []
+        numbers = sampler.uniform("draft", guesses)
+        tokens = torch.empty(len(length), guesses, dtype=torch.long, device=reader.device)
         drawn_from: list[torch.Tensor] = []
         for guess in range(guesses):
             if guess > 0:
                 fed = None if guess < min(length) else [int(guess < room) for room in length]
-                logits = reader.feed_last(tokens[-1].unsqueeze(1), fed)
-            if sampling.greedy:
-                tokens.append(most_likely(logits))
-                continue
-            q = probabilities(logits, sampling)
-            race = self._noise.race("draft", [position + guess for position in written], reader.vocabulary)
-            tokens.append(draw(q, race))
-            drawn_from.append(q)
-        return Draft(
-            torch.stack(tokens, dim=1),
-            torch.tensor(length, device=reader.device),
-            torch.stack(drawn_from, dim=1) if drawn_from else None,
-        )
+                logits = reader.feed_last(tokens[:, guess - 1 : guess], fed)
+            q = sampler.distribution(logits, tokens[:, :guess])
+            tokens[:, guess] = draw(q, None if numbers is None else numbers[:, guess : guess + 1])
+            if not isinstance(q, PointMasses):
+                drawn_from.append(q)
+        return Draft(tokens, length, torch.stack(drawn_from, dim=1) if drawn_from else None)
 
     def commit(self, tokens: list[list[int]]) -> None:
         """Rewind to what was emitted: of a row's tokens only the last was not drafted here."""
@@ -106,7 +97,6 @@ class ModelDrafter:
         """Keep these rows, in this order."""
         self._reader.select(rows)
         self._text = [self._text[row] for row in rows]
-        self._prompt = [self._prompt[row] for row in rows]
 
 
 class PromptLookup:
@@ -130,7 +120,7 @@ class PromptLookup:
         self._text: list[list[int]] = []
         self._after: list[dict[tuple[int, ...], int]] = []  # per row: n-gram -> where its latest continuation begins
 
-    def start(self, prompts: list[list[int]], capacity: int, sampling: Sampling, noise: Noise) -> None:
+    def start(self, prompts: list[list[int]], capacity: int, sampler: Sampler) -> None:
         """Index the prompts."""
         self._text = [[] for _ in prompts]
         self._after = [{} for _ in prompts]
@@ -140,7 +130,7 @@ class PromptLookup:
         """k tokens for each row whose end occurred before, none for the others."""
         guesses = [self._continue(text, after, k) for text, after in zip(self._text, self._after, strict=True)]
         tokens, length = right_padded(guesses, self._device)
-        return Draft(tokens, torch.tensor(length, device=self._device), None)
+        return Draft(tokens, length, None)
 
     def commit(self, tokens: list[list[int]]) -> None:
         """Append to the text; an n-gram enters the index only once something follows it."""

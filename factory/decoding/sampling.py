@@ -1,4 +1,4 @@
-"""Logits to probabilities to tokens: the one sampler of both arms, and the noise that it draws with."""
+"""Logits to probabilities to tokens, and the numbers that tokens are drawn with: one way for target and drafter."""
 
 from __future__ import annotations
 
@@ -7,17 +7,30 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-# SplitMix64 (Steele et al., 2014): neighbouring keys give unrelated seeds.
-_MASK = (1 << 64) - 1
+Words = npt.NDArray[np.uint64]
+
+# SplitMix64 (Steele et al., 2014): neighbouring keys give unrelated numbers.
 _GOLDEN = 0x9E3779B97F4A7C15
-_SMALLEST_TIME = 2.0**-54  # half of the smallest step of a float64 uniform; stands for a drawn 0
+_WORD = (1 << 64) - 1
+_BLOCK = 128  # output positions that numbers are made for at once, at least
+_FIRST_LOOK = 128  # a nucleus is sought among that many tokens first: sorting a whole vocabulary takes 50 times as long
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How logits become a distribution: temperature, then top-k, then top-p. 0, 0 and 1.0 mean greedy, off and off.
+    """How logits become a distribution. The defaults are greedy, and everything else off.
+
+    In the order of transformers 5.23 (`GenerationMixin._get_logits_processor`): the repetition penalty
+    (CTRL, arXiv 1909.05858: what occurs in prompt or output; its logit is divided by the penalty where
+    positive, else multiplied), then frequency and presence penalty (OpenAI's: the logit minus frequency x
+    occurrences in the output minus presence where there is one; transformers has neither, vLLM puts them
+    here), no_repeat_ngram_size (no n-gram of prompt and output twice), min_new_tokens (no EOS before);
+    then, unless greedy, temperature, top-k, top-p and min-p (arXiv 2407.01082: no token below min_p times
+    the likeliest one's probability).
 
     Raises ValueError for a value outside its range.
     """
@@ -25,19 +38,62 @@ class Sampling:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature must be a finite number >= 0, got {self.temperature}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be >= 0 (0 is off), got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1] (1 is off), got {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must be in [0, 1] (0 is off), got {self.min_p}")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ValueError(
+                f"repetition_penalty must be a finite number > 0 (1 is off), got {self.repetition_penalty}"
+            )
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be a finite number (0 is off), got {getattr(self, name)}")
+        for name in ("top_k", "no_repeat_ngram_size", "min_new_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0 (0 is off), got {getattr(self, name)}")
 
     @property
     def greedy(self) -> bool:
         """Whether every distribution is a point mass."""
         return self.temperature == 0
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a distribution depends on the text before it other than through the model."""
+        return (
+            self.repetition_penalty != 1
+            or self.frequency_penalty != 0
+            or self.presence_penalty != 0
+            or self.no_repeat_ngram_size > 0
+            or self.min_new_tokens > 0
+        )
+
+
+@dataclass(frozen=True)
+class PointMasses:
+    """Distributions that are certain of one token each: what greedy decoding draws from, without the zeros."""
+
+    tokens: torch.Tensor  # [...] int64
+    vocabulary: int
+
+    def dense(self) -> torch.Tensor:
+        """The same as one-hot probabilities, [..., V] float32."""
+        zeros = torch.zeros(*self.tokens.shape, self.vocabulary, device=self.tokens.device)
+        return zeros.scatter_(-1, self.tokens.unsqueeze(-1), 1.0)
+
+
+Distribution = torch.Tensor | PointMasses  # [..., V], or what stands for it
 
 
 def most_likely(logits: torch.Tensor) -> torch.Tensor:
@@ -48,15 +104,15 @@ def most_likely(logits: torch.Tensor) -> torch.Tensor:
     return logits.argmax(dim=-1)
 
 
-def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """The distribution that a token is drawn from, float32, [..., V] -> [..., V].
+def distribution(logits: torch.Tensor, sampling: Sampling) -> Distribution:
+    """What a token is drawn from, [..., V] -> [..., V] float32, or point masses [...] under greedy.
 
-    Greedy is a one-hot distribution, not a second code path: acceptance and residual then hold as
-    they stand. Equal logits at the edge of top-k all stay; at the edge of top-p the lower index
-    stays: neither depends on how many rows are processed at once.
+    Temperature, top-k, top-p, min-p; penalties are `processors.History`'s. Equal logits at the edge of
+    top-k all stay; at the edge of top-p the lower index stays: neither depends on how many rows are
+    processed at once.
     """
     if sampling.greedy:
-        return torch.zeros_like(logits, dtype=torch.float32).scatter_(-1, most_likely(logits).unsqueeze(-1), 1.0)
+        return PointMasses(most_likely(logits), logits.shape[-1])
     scaled = logits.float()
     if sampling.temperature != 1:
         scaled = scaled / sampling.temperature
@@ -64,40 +120,68 @@ def probabilities(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
         smallest_kept = scaled.topk(sampling.top_k, dim=-1).values[..., -1:]
         scaled = scaled.masked_fill(scaled < smallest_kept, -torch.inf)
     weights = scaled.softmax(dim=-1)
-    if sampling.top_p == 1:
+    if sampling.top_p == 1 and sampling.min_p == 0:
         return weights
-    ordered, index = weights.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(dim=-1) - ordered
-    before[..., 0] = 0.0  # the most likely token always stays
-    ordered = ordered.masked_fill(before >= sampling.top_p, 0.0)
-    nucleus = torch.zeros_like(weights).scatter_(-1, index, ordered)
-    return nucleus / nucleus.sum(dim=-1, keepdim=True)
+    if sampling.top_p < 1:
+        weights = _nucleus(weights, sampling.top_p)
+    if sampling.min_p > 0:
+        weights = weights.masked_fill(weights < sampling.min_p * weights.amax(dim=-1, keepdim=True), 0.0)
+    return weights / weights.sum(dim=-1, keepdim=True)
 
 
-def draw(weights: torch.Tensor, race: torch.Tensor) -> torch.Tensor:
-    """One token per row by the exponential race, weights [B, V], race [B, V] Exp(1) -> [B] int64.
+def _nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The smallest set of likeliest tokens whose probability reaches top_p, the others 0; [..., V] -> [..., V]."""
+    size = weights.shape[-1]
+    look = size if weights.is_cuda else min(size, _FIRST_LOOK)  # a GPU sorts sooner than it answers
+    while True:
+        ordered = weights.topk(look, dim=-1).values  # [..., look]
+        reached = ordered.cumsum(dim=-1)
+        if look == size or bool((reached[..., -1] >= top_p).all()):
+            break
+        look = min(size, 8 * look)
+    # a token stays while what lies before it has not reached top_p; the likeliest always does
+    count = (reached[..., :-1] < top_p).sum(dim=-1, keepdim=True)
+    edge = ordered.gather(-1, count)
+    kept = weights >= edge
+    excess = kept.sum(dim=-1, keepdim=True) > count + 1
+    if bool(excess.any()):  # several have the edge's probability
+        tied = weights == edge
+        room = count + 1 - (weights > edge).sum(dim=-1, keepdim=True)
+        kept = kept & ~(tied & (tied.cumsum(dim=-1) > room))
+    return weights.masked_fill(~kept, 0.0)
 
-    argmax(w / e) is distributed as w / sum(w): each token waits Exp(w) and the first one wins. No
-    cumulative sum is formed (a float32 one over 128k entries does not end at 1), the weights need
-    no normalisation, and a weight of zero never wins.
+
+def draw(weights: Distribution, number: torch.Tensor | None) -> torch.Tensor:
+    """One token per row, [B] int64: weights [B, V] need no normalisation, number [B, 1] float64 in [0, 1).
+
+    The token at which the running sum passes number x total. The sum is float64: a float32 one over
+    128k entries does not end at 1 (seen: 1.00001). A weight of zero is never drawn. Point masses need
+    no number.
     """
-    return torch.where(weights > 0, weights / race, -1.0).argmax(dim=-1)
+    if isinstance(weights, PointMasses):
+        return weights.tokens
+    if number is None:
+        raise ValueError("a token can be drawn without a number from point masses only")
+    reached = weights.cumsum(dim=-1, dtype=torch.float64)
+    # the goal is below the total, since the numbers have 52 bits
+    return torch.searchsorted(reached, number * reached[:, -1:], right=True).squeeze(1)
 
 
 class Noise:
     """Random numbers keyed by (seed, request, role, output position), one row per request.
 
-    A row's numbers do not depend on the batch that it is in, on the other rows, on k or on how
-    often anything else was drawn. Output is therefore repeatable on one kind of device, but it is
-    equal to plain sampling in law only, not token for token. Draws on the CPU use the key's low 32 bits.
+    A row's numbers do not depend on the batch that it is in, on the other rows, on k, on the device or
+    on how often anything else was drawn: they are SplitMix64 of the key, no generator has a state.
+    Speculative output is therefore repeatable, but it is equal to plain sampling in law only, not token
+    for token.
     """
 
     def __init__(self, seed: int, requests: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.seed = seed
         self.requests = list(requests)
         self.device = torch.device(device)
-        self._generator = torch.Generator(device=self.device)
-        self._keys: dict[str, list[int]] = {}  # per role, one key per row
+        self._tables: dict[str, torch.Tensor] = {}  # per role, [B, positions]; made ahead, since a call costs most
+        self._steps = torch.arange(_BLOCK, device=self.device)
 
     def copy(self) -> Noise:
         """The same numbers, with a selection of rows of its own."""
@@ -106,51 +190,36 @@ class Noise:
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order."""
         self.requests = [self.requests[row] for row in rows]
-        self._keys.clear()
+        self._tables = {role: table[list(rows)] for role, table in self._tables.items()}
 
-    def race(self, role: str, positions: Sequence[int], vocabulary: int) -> torch.Tensor:
-        """Exp(1) waiting times, [B, V] float32, for the row's output position.
+    def uniform(self, role: str, positions: Sequence[int], count: int = 1) -> torch.Tensor:
+        """Numbers for `count` output positions of each row, the first of them positions[b]: [B, count] float64.
 
-        Made from float64 uniforms: with 24 bits, tokens of probability 1e-7 would win too often.
+        Multiples of 2^-52 in [0, 1). The first ones do not depend on `count`.
         """
-        times = torch.empty(len(positions), vocabulary, dtype=torch.float64, device=self.device)
-        self._fill(times, role, positions)
-        # log1p, not log: on a CPU the latter goes through a library whose threads stall on a busy machine
-        return times.neg_().log1p_().neg_().clamp_(min=_SMALLEST_TIME).float()
+        first, last = min(positions), max(positions)
+        table = self._tables.get(role)
+        if table is None or table.shape[1] < last + count:
+            table = self._tables[role] = self._table(role, _BLOCK << ((last + count - 1) // _BLOCK).bit_length())
+            self._steps = torch.arange(table.shape[1], device=self.device)
+        if first == last:
+            return table[:, first : first + count]
+        return table.gather(1, torch.tensor(positions, device=self.device).unsqueeze(1) + self._steps[:count])
 
-    def uniform(self, role: str, positions: Sequence[int], count: int) -> torch.Tensor:
-        """`count` numbers in [0, 1) from each row's output position on, [B, count] float32.
-
-        The first ones do not depend on `count`.
-        """
-        block = 1 << max(6, (count - 1).bit_length())  # a GPU's generator lays numbers out by the size of the draw
-        numbers = torch.empty(len(positions), block, dtype=torch.float32, device=self.device)
-        self._fill(numbers, role, positions)
-        return numbers[:, :count]
-
-    def _fill(self, numbers: torch.Tensor, role: str, positions: Sequence[int]) -> None:
-        keys = self._keys.get(role)
-        if keys is None:
-            base = _mix(_mix(self.seed & _MASK) ^ zlib.crc32(role.encode()))
-            keys = self._keys[role] = [_mix(base ^ _mix(request & _MASK)) for request in self.requests]
-        for row, key, position in zip(numbers, keys, positions, strict=True):
-            row.uniform_(generator=self._generator.manual_seed(_mix(key + position * _GOLDEN & _MASK)))
+    def _table(self, role: str, positions: int) -> torch.Tensor:
+        keys = _mix(_word([zlib.crc32(role.encode())]) ^ _mix(_word([self.seed])))
+        keys = _mix(keys ^ _mix(_word(self.requests)))  # [B]
+        words = _mix(keys[:, None] + np.arange(positions, dtype=np.uint64) * np.uint64(_GOLDEN))
+        return torch.from_numpy((words >> np.uint64(12)).astype(np.float64) * 2.0**-52).to(self.device)
 
 
-class Stillness(Noise):
-    """What greedy decoding hands on in place of noise: with point masses any number gives the same token."""
-
-    def race(self, role: str, positions: Sequence[int], vocabulary: int) -> torch.Tensor:
-        """Ones, [1, 1], to be broadcast over rows and vocabulary."""
-        return torch.ones(1, 1, device=self.device)
-
-    def uniform(self, role: str, positions: Sequence[int], count: int) -> torch.Tensor:
-        """Zeros, [1, 1], to be broadcast over rows and guesses."""
-        return torch.zeros(1, 1, device=self.device)
+def _word(numbers: Sequence[int]) -> Words:
+    return np.array([number & _WORD for number in numbers], dtype=np.uint64)
 
 
-def _mix(key: int) -> int:
-    key = (key + _GOLDEN) & _MASK
-    key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) & _MASK
-    return key ^ (key >> 31)
+def _mix(key: Words) -> Words:
+    """SplitMix64's step from a key to a number, elementwise; sums and products are modulo 2^64."""
+    key = key + np.uint64(_GOLDEN)
+    key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return key ^ (key >> np.uint64(31))

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from factory.decoding.reader import right_padded
 from factory.decoding.rejection import Draft
-from factory.decoding.sampling import Noise, Sampling
+from factory.decoding.sampler import Sampler
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ class Script:
         self._texts = texts
         self._wrong = set(wrong)
 
-    def start(self, prompts: list[list[int]], capacity: int, sampling: Sampling, noise: Noise) -> None:
+    def start(self, prompts: list[list[int]], capacity: int, sampler: Sampler) -> None:
         self._written = [0] * len(prompts)
 
     def propose(self, k: int) -> Draft:
@@ -80,7 +80,7 @@ class Script:
             ahead = range(written, min(written + k, len(text)))
             rows.append([(text[at] + (at in self._wrong)) % self.vocabulary for at in ahead])
         tokens, length = right_padded(rows, torch.device("cpu"))
-        return Draft(tokens, torch.tensor(length), None)
+        return Draft(tokens, length, None)
 
     def commit(self, tokens: list[list[int]]) -> None:
         self._written = [old + len(new) for old, new in zip(self._written, tokens, strict=True)]

@@ -13,6 +13,7 @@ from factory.decoding.decoder import Generation, Limits, Round, autoregressive, 
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.eager import EagerReader
 from factory.decoding.rejection import Draft
+from factory.decoding.sampler import Sampler
 from factory.decoding.sampling import Noise, Sampling
 from factory.errors import DataError, UnsupportedModel
 
@@ -222,7 +223,8 @@ def test_a_drafter_reads_no_token_twice(target: PreTrainedModel) -> None:
     """After k guesses that all stood two tokens are unread, the last guess and the bonus; after a fallen one, one."""
     reader = EagerReader(target)
     drafter = ModelDrafter(reader)
-    drafter.start([PROMPT, PROMPT, PROMPT], 64, GREEDY, Noise(0, range(3)))
+    prompts, noise = [PROMPT, PROMPT, PROMPT], Noise(0, range(3))
+    drafter.start(prompts, 64, Sampler(GREEDY, noise, prompts, capacity=64, vocabulary=300, device=reader.device))
     drafter.commit([[1], [2], [3]])
     assert reader.lengths == [4, 4, 4]
     guesses = drafter.propose(3).tokens.tolist()

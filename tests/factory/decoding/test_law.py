@@ -18,11 +18,13 @@ from scipy.stats import chisquare
 from transformers import PreTrainedModel
 
 from factory.decoding import decoder, drafters
+from factory.decoding import sampling as under_test
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.eager import EagerReader
 from factory.decoding.rejection import Draft, accept
-from factory.decoding.sampling import Noise, Sampling, draw, probabilities
+from factory.decoding.sampler import Sampler
+from factory.decoding.sampling import Distribution, Noise, Sampling, draw
 
 
 @pytest.fixture(params=["gpt2", "llama"])
@@ -146,26 +148,27 @@ def test_plain_text_and_prompt_lookup_have_it_too(law_target: PreTrainedModel) -
 
 
 def residual_without_max(
-    draft: Draft, p: torch.Tensor, u: torch.Tensor, race: torch.Tensor
+    draft: Draft, p: torch.Tensor, u: torch.Tensor, last: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A race ignores negative weights, so the missing max(0, .) shows as |p - q|."""
-    tokens, count = accept(draft, p, u, race)
+    """As if a negative rest were a weight too: |p - q| in place of max(0, p - q)."""
+    tokens, count = accept(draft, p, u, last)
     if draft.q is not None:
         row, at = torch.arange(len(count)), (count - 1).clamp(max=draft.tokens.shape[1] - 1)
-        fell = count <= draft.length
-        tokens[row[fell], at[fell]] = draw((p[row, at] - draft.q[row, at]).abs(), race)[fell]
+        fell = count <= torch.tensor(draft.length)
+        tokens[row[fell], at[fell]] = draw((p[row, at] - draft.q[row, at]).abs(), last)[fell]
     return tokens, count
 
 
 def bonus_from_q(
-    draft: Draft, p: torch.Tensor, u: torch.Tensor, race: torch.Tensor
+    draft: Draft, p: torch.Tensor, u: torch.Tensor, last: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens, count = accept(draft, p, u, race)
+    tokens, count = accept(draft, p, u, last)
     if draft.q is not None:
-        stood = (count > draft.length) & (draft.length > 0)
+        length = torch.tensor(draft.length)
+        stood = (count > length) & (length > 0)
         row = torch.arange(len(count))[stood]
-        last = draft.length[stood]
-        tokens[row, last] = draw(draft.q[row, last - 1], race[stood])
+        end = length[stood]
+        tokens[row, end] = draw(draft.q[row, end - 1], last[stood])
     return tokens, count
 
 
@@ -188,14 +191,16 @@ def test_a_q_taken_before_top_p_is_rejected(
     """Guesses are drawn from the nucleus, but the q that goes along is that of before."""
     drawn_with: list[Sampling] = []
 
-    def before_top_p(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-        drawn_with.append(sampling)
-        return probabilities(logits, replace(sampling, top_p=1.0))
+    def before_top_p(sampler: Sampler, logits: torch.Tensor, drafted: torch.Tensor | None = None) -> Distribution:
+        if logits.dim() == 3:  # the target's
+            return under_test.distribution(logits, sampler.sampling)
+        drawn_with.append(sampler.sampling)
+        return under_test.distribution(logits, replace(sampler.sampling, top_p=1.0))
 
-    def draw_from_nucleus(q: torch.Tensor, race: torch.Tensor) -> torch.Tensor:
-        return draw(probabilities(q.log(), Sampling(1.0, top_p=drawn_with[-1].top_p)), race)
+    def draw_from_nucleus(q: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        return draw(under_test.distribution(q.log(), Sampling(1.0, top_p=drawn_with[-1].top_p)), number)
 
-    monkeypatch.setattr(drafters, "probabilities", before_top_p)
+    monkeypatch.setattr(Sampler, "distribution", before_top_p)
     monkeypatch.setattr(drafters, "draw", draw_from_nucleus)
     values = speculative_p_values(law_target, law_drafter)
     assert rejected(values) == WITH_TOP_P, values

@@ -11,10 +11,12 @@ from factory.anatomy import ANATOMIES
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.eager import EagerReader
+from factory.decoding.sampler import Sampler
 from factory.decoding.sampling import Noise, Sampling
 from factory.located import read_config
 from factory.models import context_length, first_token_id, load_model
 
+CPU = torch.device("cpu")
 GREEDY = Sampling()
 COUNT = 48
 LIMITS = Limits(max_new_tokens=COUNT, eos=frozenset(), context=160)
@@ -141,10 +143,10 @@ def test_a_model_is_its_own_drafter_in_sampling_too(target: PreTrainedModel) -> 
 def test_prompt_lookup_copies_the_latest_longest_match_and_runs_on() -> None:
     drafter = PromptLookup(max_ngram=3, min_ngram=2, vocabulary=100)
     texts = [[1, 2, 3, 4, 1, 2, 3, 5, 2, 3], [9, 8, 7], [6, 6, 6]]
-    drafter.start(texts, 64, GREEDY, Noise(0, range(3)))
+    drafter.start(texts, 64, Sampler(GREEDY, Noise(0, range(3)), texts, capacity=64, vocabulary=100, device=CPU))
     draft = drafter.propose(5)
     assert draft.q is None
-    assert draft.length.tolist() == [5, 0, 5]
+    assert draft.length == [5, 0, 5]
     assert draft.tokens[0].tolist() == [5, 2, 3, 5, 2]  # [2, 3] was last followed by 5, and so on in a loop
     assert draft.tokens[2].tolist() == [6] * 5
     drafter.commit([[4], [9, 8], [1]])
@@ -152,7 +154,7 @@ def test_prompt_lookup_copies_the_latest_longest_match_and_runs_on() -> None:
     draft = drafter.propose(2)
     assert draft.tokens.tolist() == [[7, 9], [1, 2]]  # the first row began to repeat; [2, 3, 4] was followed by 1, 2
     drafter.commit([[7], [8]])
-    assert drafter.propose(2).length.tolist() == [2, 0]
+    assert drafter.propose(2).length == [2, 0]
 
 
 def test_real_models_write_what_transformers_generates(
