@@ -42,7 +42,11 @@ class Anatomy:
     attention_out: str  # the projection that takes the heads' outputs
     ffn: tuple[str, ...]  # the projections that make the FFN's channels; the last one is a root of the coupling
     ffn_out: str  # the projection that takes them
+    norms: tuple[str, str]  # the norms before attention and before the FFN
+    final_norm: str  # from the model, as the tables
+    embedding: str
     vectors: Callable[[Config], Vectors]
+    position_table: str | None = None  # learned positions; None: rotary
     count_key: str = "num_hidden_layers"
     hidden_key: str = "hidden_size"
     heads_key: str = "num_attention_heads"
@@ -94,6 +98,9 @@ def _llama_like(vectors: Callable[[Config], Vectors]) -> Anatomy:
         attention_out="self_attn.o_proj",
         ffn=("mlp.gate_proj", "mlp.up_proj"),
         ffn_out="mlp.down_proj",
+        norms=("input_layernorm", "post_attention_layernorm"),
+        final_norm="model.norm",
+        embedding="model.embed_tokens",
         vectors=vectors,
     )
 
@@ -110,6 +117,10 @@ ANATOMIES = {
         attention_out="attn.c_proj",
         ffn=("mlp.c_fc",),
         ffn_out="mlp.c_proj",
+        norms=("ln_1", "ln_2"),
+        final_norm="transformer.ln_f",
+        embedding="transformer.wte",
+        position_table="transformer.wpe",
         vectors=lambda config: Vectors(hidden=6, query=1, kv=2, ffn=1, final=2),
         count_key="n_layer",
         hidden_key="n_embd",
@@ -128,6 +139,9 @@ ANATOMIES = {
         attention_out="attention.dense",
         ffn=("mlp.dense_h_to_4h",),
         ffn_out="mlp.dense_4h_to_h",
+        norms=("input_layernorm", "post_attention_layernorm"),
+        final_norm="gpt_neox.final_layer_norm",
+        embedding="gpt_neox.embed_in",
         vectors=_gpt_neox_vectors,
         why_no_heads=TIED_HEAD_DIM,
     ),
@@ -138,6 +152,10 @@ ANATOMIES = {
         attention_out="self_attn.out_proj",
         ffn=("fc1",),
         ffn_out="fc2",
+        norms=("self_attn_layer_norm", "final_layer_norm"),
+        final_norm="model.decoder.final_layer_norm",
+        embedding="model.decoder.embed_tokens",
+        position_table="model.decoder.embed_positions",
         vectors=_opt_vectors,
         ffn_key="ffn_dim",
         position_rows=2,  # OPT's table begins at position 2

@@ -22,7 +22,7 @@ class EagerReader(Reader):
     name = "eager"
 
     def __init__(self, model: PreTrainedModel) -> None:
-        _refuse_what_cannot_be_rewound(model)
+        refuse_what_cannot_be_rewound(model)
         self.model = model
         config = model.config
         kinds = set(getattr(config, "layer_types", None) or ())
@@ -64,7 +64,8 @@ def window_of(model: PreTrainedModel) -> int | None:
     return None if width is None or (kinds and SLIDING not in kinds) else int(width)
 
 
-def _refuse_what_cannot_be_rewound(model: PreTrainedModel) -> None:
+def refuse_what_cannot_be_rewound(model: PreTrainedModel) -> None:
+    """Raises UnsupportedModel, with the reason, for a model whose cache cannot be cut by length or given positions."""
     config = model.config
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     other = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", SLIDING})

@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import time
+from functools import partial
+from typing import Literal, get_args
 
 from transformers import PreTrainedModel
 
 from factory.decoding.eager import EagerReader
+from factory.decoding.lean import LeanReader
+from factory.decoding.products import Now, int8_products, tuned_products, why_no_int8, why_no_packing
 from factory.decoding.reader import Reader
+from factory.decoding.wiring import why_not
+from factory.errors import UnsupportedModel
 
-ReaderKind = Literal["auto", "eager"]
+ReaderKind = Literal["auto", "eager", "lean", "packed", "packed-int8"]
+KINDS: tuple[ReaderKind, ...] = get_args(ReaderKind)
 
 
-def open_reader(model: PreTrainedModel, kind: ReaderKind = "auto") -> Reader:
-    """A reader of that kind for the model. Raises UnsupportedModel where the model cannot be read by it."""
-    return EagerReader(model)
+def open_reader(model: PreTrainedModel, kind: ReaderKind = "auto", now_s: Now = time.perf_counter) -> Reader:
+    """A reader of that kind for the model; its `name` says which it is, its `why` why not another.
+
+    `eager` runs transformers' modules, `lean` the project's own forward pass, `packed` that one with
+    the products that are fastest on this CPU (compared here, once, with the clock `now_s`), and
+    `packed-int8` that one with 8-bit weights: for drafters only, since it changes what the model says.
+    `auto` takes the fastest that leaves the model as it is. A kind that cannot run falls back to
+    `lean`, or to `eager` for a model of no supported family, with the reason. Raises
+    UnsupportedModel for a model that no reader can rewind.
+    """
+    why = why_not(model)
+    if kind == "eager" or why is not None:
+        return _because(EagerReader(model), None if kind == "eager" else why)
+    if kind == "lean":
+        return LeanReader(model)
+    if model.device.type != "cpu":
+        return _because(LeanReader(model), f"packed and 8-bit weights are for CPUs, not {model.device.type}")
+    why = why_no_int8(model.dtype) if kind == "packed-int8" else why_no_packing(model.dtype)
+    if why is not None:
+        return _because(LeanReader(model), why)
+    reader = LeanReader(model, int8_products if kind == "packed-int8" else partial(tuned_products, now_s=now_s))
+    reader.name = "packed-int8" if kind == "packed-int8" else "packed"
+    return reader
+
+
+def require_target_reader(kind: ReaderKind) -> None:
+    """Raises UnsupportedModel for a kind that would change the target's output."""
+    if kind == "packed-int8":
+        raise UnsupportedModel("reader packed-int8 rounds weights, so it is for drafters only: write `reader: packed`")
+
+
+def _because(reader: Reader, why: str | None) -> Reader:
+    reader.why = why
+    return reader
