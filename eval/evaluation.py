@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,20 @@ import torch
 from transformers import PreTrainedModel
 
 from eval.arms import Entry, entries, opened, reason, start
-from eval.bench import Bench, Bounds, full_batches
+from eval.bench import Bench, Bounds
 from eval.choose import pool, promising, shortlist
 from eval.figures import Setting
+from eval.material import mixed, outputs_of, prompt_sets_of, prompts_of, repeats_of
 from eval.measurement import CHOOSE, CONFIRM, Arm, ArmFacts, Block, Cell
+from eval.memory import PACKABLE, Load, Models, free_bytes, memory_errors, require_memory
 from eval.parity import LARGEST_EXACT, PROBES, Audit, Reference
 from eval.partial import Partial
 from eval.plan import EvalPlan
 from eval.report import require_writable, write
 from eval.results import Findings
-from eval.suites import Prompt, PromptSets, load_suite, prompt_sets, suite_from_file
 from factory.artifact import Artifact
 from factory.decoding.decoder import Generation
-from factory.errors import DataError, ModelError
+from factory.errors import ModelError
 from factory.models import fingerprint, resolve_device, resolve_dtype
 from factory.progress import Progress
 from factory.provenance import hardware, versions
@@ -79,8 +79,9 @@ class _Run:
         self._anchor = next(entry.artifact for entry in field if entry.artifact is not None)
         self._count = _Counter(progress)
         self._context = min(shape.context for entry in field for shape in entry.shapes)
-        self._sets = _prompt_sets(self._anchor, plan, prompts_file, self._context)
+        self._sets = prompt_sets_of(self._anchor, plan, prompts_file, self._context)
         self._arms = [arm for entry in field for arm in entry.arms]
+        self._require_memory()
 
     def findings(self, out: Path) -> Findings:
         """All of it; what an interrupted run left in `out` is not measured again."""
@@ -93,18 +94,20 @@ class _Run:
         exact = model.num_parameters() <= LARGEST_EXACT
         parity, bounds = self._sound(bench, exact)
 
-        count.phase("timing", _outputs(plan, self._sets, CHOOSE, plan.batches) * (len(self._arms) + 1))
+        count.phase("timing", outputs_of(plan, self._sets, CHOOSE, plan.batches) * (len(self._arms) + 1))
         first = self._measured(bench, self._arms, CHOOSE, plan.batches, parity, bounds)
         candidates = pool([pair for pair in first if pair[0].batch == plan.batches[0]], plan.seed)
         second: list[tuple[Cell, Cell]] = []
         if promising(candidates):
             again = [candidate.arm for candidate in shortlist(candidates)]
-            outputs = _outputs(plan, self._sets, CONFIRM, plan.batches[:1])
+            outputs = outputs_of(plan, self._sets, CONFIRM, plan.batches[:1])
             count.phase("timing again, on fresh prompts", outputs * (len(again) + 1))
             second = self._measured(bench, again, CONFIRM, plan.batches[:1], parity, bounds)
         notes = [reason(bench.reader, "the target"), *(note for run in bench.running.values() for note in run.notes)]
         if self.partial.kept:
-            notes.append(f"{self.partial.kept} blocks of it were measured before the evaluation was interrupted.")
+            notes.append(
+                f"Blocks (a suite at a temperature and a batch) kept of an interrupted run: {self.partial.kept}."
+            )
         made_from = self._anchor.manifest["target"]
         return Findings(
             plan=plan,
@@ -122,6 +125,22 @@ class _Run:
             second=second,
             notes=[note for note in notes if note is not None],
         )
+
+    def _require_memory(self) -> None:
+        """Raises DataError, before any weight is loaded, for what is known not to fit."""
+        plan = self._plan
+        shapes = [entry.shapes for entry in self._field if entry.shapes]
+        dtype = str(resolve_dtype(plan.dtype, self._device)).removeprefix("torch.")
+        kinds = {plan.reader, plan.drafter_reader}
+        packed = self._device == "cpu" and dtype in PACKABLE and not kinds <= {"eager", "lean"}
+        exact = self._device == "cpu" and shapes[0][1].parameters <= LARGEST_EXACT
+        models = Models(shapes[0][1], [drafter for drafter, _ in shapes], dtype, packed, exact)
+        require_memory(models, self._load(max(plan.batches)), free_bytes(self._device))
+
+    def _load(self, batch: int) -> Load:
+        """The most that a batch asks of memory."""
+        longest = max(len(prompt.ids) for one in self._sets for prompt in (*one.choose, *one.confirm))
+        return Load(batch, max(arm.k or 0 for arm in self._arms), longest, self._plan.max_new_tokens)
 
     def _decisive(self, bench: Bench, dtype: str) -> dict[str, Any]:
         """Everything that decides the figures, but the code."""
@@ -151,9 +170,10 @@ class _Run:
         arms = [Arm(), *self._arms]
         found = self.partial.parity(arms)
         if found is None:
-            parity = self._parity(bench, exact)
-            probes = _mixed(self._sets, max(PROBES, *self._plan.batches))
-            bounds = bench.bounds(probes, sorted({arm.k for arm in self._arms if arm.k is not None}))
+            with memory_errors(self._load(max(self._plan.batches))):
+                parity = self._parity(bench, exact)
+                probes = mixed(self._sets, max(PROBES, *self._plan.batches))
+                bounds = bench.bounds(probes, sorted({arm.k for arm in self._arms if arm.k is not None}))
             self._require_unchanged(bench)
             self.partial.keep_parity(parity, bounds)
             found = parity, bounds
@@ -166,7 +186,7 @@ class _Run:
     def _parity(self, bench: Bench, exact: bool) -> dict[Arm, Audit]:
         """At every batch of the plan, with a float64 target on the CPU where that is small enough, else as timed."""
         plan, count, field = self._plan, self._count, self._field
-        prompts = [prompt.ids for prompt in _mixed(self._sets, plan.parity_prompts)]
+        prompts = [prompt.ids for prompt in mixed(self._sets, plan.parity_prompts)]
         limits = replace(bench.limits, max_new_tokens=min(plan.parity_new_tokens, plan.max_new_tokens))
         target, reader = bench.target, bench.reader
         if exact:
@@ -203,19 +223,20 @@ class _Run:
         """(baseline cell, cell) pairs, the baselines' own among them, timed and judged."""
         pairs = []
         for one in self._sets:
-            prompts = _prompts(one, stage)
+            prompts = prompts_of(one, stage)
             for temperature in self._plan.temperatures:
                 reference: dict[int, Generation] = {}
                 for batch in sorted(batches):  # what is written one prompt at a time is what larger batches must write
                     block = Block(one.suite.name, temperature, batch, stage)
                     cells = self.partial.cells(block, [Arm(), *arms])
                     if cells is None:
-                        cells = bench.cells(block, prompts, arms, _repeats(self._plan, stage))
-                        if batch == 1:
-                            reference = cells[0].written
-                        elif temperature == 0 and not reference:
-                            reference = bench.alone(prompts)
-                        bench.judge(cells, reference, parity, bounds)
+                        with memory_errors(self._load(batch)):
+                            cells = bench.cells(block, prompts, arms, repeats_of(self._plan, stage))
+                            if batch == 1:
+                                reference = cells[0].written
+                            elif temperature == 0 and not reference:
+                                reference = bench.alone(prompts)
+                            bench.judge(cells, reference, parity, bounds)
                         self._require_unchanged(bench)
                         self.partial.keep(block, cells)
                     else:
@@ -253,43 +274,6 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _prompt_sets(anchor: Artifact, plan: EvalPlan, prompts_file: Path | None, context: int) -> list[PromptSets]:
-    tokenizer = anchor.load_tokenizer()
-    suites = [suite_from_file(prompts_file)] if prompts_file else [load_suite(name) for name in plan.suites]
-    room = context - plan.max_new_tokens - 1
-    encode = lambda text: tokenizer(text)["input_ids"]  # noqa: E731 - a name for one expression
-    sets = [prompt_sets(suite, encode, room, plan.prompts, plan.confirm_prompts) for suite in suites]
-    for one in sets:
-        for stage, batches in ((CHOOSE, plan.batches), (CONFIRM, plan.batches[:1])):
-            if max(batches) > len(_prompts(one, stage)):
-                purpose = "choose by" if stage == CHOOSE else "confirm with"
-                raise DataError(
-                    f"suite {one.suite.name}: {len(_prompts(one, stage))} prompts to {purpose} do not fill a batch of "
-                    f"{max(batches)}; give more prompts, raise the plan's prompts and confirm_prompts, or lower batches"
-                )
-    return sets
-
-
-def _prompts(sets: PromptSets, stage: str) -> list[Prompt]:
-    return sets.choose if stage == CHOOSE else sets.confirm
-
-
-def _repeats(plan: EvalPlan, stage: str) -> int:
-    return plan.repeats if stage == CHOOSE else plan.confirm_repeats
-
-
-def _mixed(sets: Sequence[PromptSets], count: int) -> list[Prompt]:
-    """The first prompts to choose by, one of each suite in turn."""
-    turns = zip_longest(*(one.choose for one in sets))
-    return [prompt for turn in turns for prompt in turn if prompt is not None][:count]
-
-
-def _outputs(plan: EvalPlan, sets: Sequence[PromptSets], stage: str, batches: Sequence[int]) -> int:
-    """What each arm will write, timed."""
-    prompts = sum(len(full_batches(_prompts(one, stage), batch)) * batch for one in sets for batch in batches)
-    return prompts * _repeats(plan, stage) * len(plan.temperatures)
 
 
 def _target_facts(model: PreTrainedModel) -> ArmFacts:

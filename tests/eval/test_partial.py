@@ -95,7 +95,7 @@ def test_an_interrupted_evaluation_measures_only_what_is_missing(built: Artifact
     assert not any("parity" in what for _, what in said)
     assert [done for done, what in said if what == "timing"][:4] == [0, 16, 32, 33]  # two blocks, then one by one
     assert not (out / FOLDER).exists()
-    assert "2 blocks of it were measured before the evaluation was interrupted." in results["notes"]
+    assert "Blocks (a suite at a temperature and a batch) kept of an interrupted run: 2." in results["notes"]
     rows = {(row["temperature"], row["batch"], row["artifact"], row["drafter"]): row for row in results["rows"][:16]}
     for block in blocks:
         for cell in block["cells"]:
@@ -115,7 +115,8 @@ def test_after_ctrl_c_the_same_command_goes_on(built: Artifact, tmp_path: Path) 
     temperatures = ", ".join(f"{0.1 * step:.1f}" for step in range(8))
     plan.write_text(
         f"suites: [stories]\nprompts: 4\nconfirm_prompts: 2\nmax_new_tokens: 16\nks: [2]\n"
-        f"temperatures: [{temperatures}]\nrepeats: 1\nconfirm_repeats: 1\nparity_prompts: 2\nparity_new_tokens: 8\nthreads: 1\n"
+        f"temperatures: [{temperatures}]\nrepeats: 1\nconfirm_repeats: 1\n"
+        "parity_prompts: 2\nparity_new_tokens: 8\nthreads: 1\n"
     )
     command = [sys.executable, "-m", "factory.cli", "eval", str(built.folder), "--plan", str(plan), "--out", str(out)]
     process = subprocess.Popen(
@@ -144,6 +145,8 @@ def test_after_ctrl_c_the_same_command_goes_on(built: Artifact, tmp_path: Path) 
     assert f"{out}: goes on where an evaluation was interrupted\n" in again.stderr
     assert "parity" not in again.stderr
     results = json.loads((out / RESULTS).read_text())
-    assert f"{len(blocks)} blocks of it were measured before the evaluation was interrupted." in results["notes"]
+    assert (
+        f"Blocks (a suite at a temperature and a batch) kept of an interrupted run: {len(blocks)}." in results["notes"]
+    )
     assert len([row for row in results["rows"] if row["prompt_set"] == CHOOSE]) == 8 * 4
     assert not (out / FOLDER).exists()
