@@ -36,6 +36,7 @@ def open_session(
     settings: Settings,
     *,
     reader: str,
+    drafter_reader: str,
     system: str | None,
     seed: int,
     progress: Progress,
@@ -54,9 +55,11 @@ def open_session(
     from factory.chat.conversation import Conversation
     from factory.chat.session import Session
     from factory.decoding.drafters import ModelDrafter, PromptLookup
-    from factory.decoding.readers import open_reader
+    from factory.decoding.readers import open_reader, require_target_reader
 
-    kind, device = _reader_kind(reader), models.resolve_device("auto")
+    kind, drafter_kind = _reader_kind(reader, "--reader"), _reader_kind(drafter_reader, "--drafter-reader")
+    require_target_reader(kind)
+    device = models.resolve_device("auto")
     dtype = models.resolve_dtype("auto", device)
     steps = 2 if artifact is None else 3
     progress(0, steps, "loading, the target")
@@ -66,7 +69,7 @@ def open_session(
         folder = locate(target or "").folder
         model, tokenizer = models.load_model(folder, dtype=dtype, device=device), models.load_tokenizer(folder)
         models.require_finite(model)
-    read = open_reader(model, "packed" if kind == "packed-int8" else kind)  # 8 bits would change what it says
+    read = open_reader(model, kind)
     where = f"{str(dtype).removeprefix('torch.')} on {device}"
     notes = [f"target: {model.num_parameters() / 1e6:,.1f} M parameters, {where}, {_run_by(read)}"]
     conversation = Conversation(tokenizer, read.context, system)
@@ -74,7 +77,7 @@ def open_session(
     if artifact is not None:
         progress(1, steps, "loading, the drafter")
         small = artifact.load_model(dtype, device)
-        drafts = open_reader(small, kind)
+        drafts = open_reader(small, drafter_kind)
         drafters[MODEL] = ModelDrafter(drafts, artifact.name)
         notes.append(f"drafter {artifact.name}: {small.num_parameters() / 1e6:,.1f} M parameters, {_run_by(drafts)}")
     drafters[LOOKUP] = PromptLookup(vocabulary=read.vocabulary, device=device)
@@ -89,10 +92,10 @@ def _run_by(reader: Reader) -> str:
     return f"reader {reader.name}" + (f" ({reader.why})" if reader.why else "")
 
 
-def _reader_kind(text: str) -> ReaderKind:
+def _reader_kind(text: str, name: str) -> ReaderKind:
     from factory.decoding.readers import KINDS
 
     for kind in KINDS:
         if kind == text:
             return kind
-    raise DataError(f"--reader: must be one of {', '.join(KINDS)}, not {text!r}")
+    raise DataError(f"{name}: must be one of {', '.join(KINDS)}, not {text!r}")

@@ -104,6 +104,10 @@ class Screen:
             self._rows = 0
         self._end_line()
 
+    def interrupted(self) -> None:
+        """Somebody pressed Ctrl-C, and the terminal has shown that in the present line."""
+        self._column_0 = False
+
     def _end_line(self) -> None:
         if not self._column_0:
             self._put("\n")

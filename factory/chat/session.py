@@ -89,18 +89,23 @@ class Session:
     def compare(self) -> Comparison | None:
         """The last answer again, without a drafter and then with it, unseen; None where it was stopped meanwhile.
 
-        Raises DataError where nothing was written yet, or nothing drafts.
+        Raises DataError as `comparable` does.
         """
-        if self.last is None:
-            raise DataError("nothing has been written yet that could be compared")
-        if self.settings.drafter == OFF:
-            raise DataError("nothing drafts, so there is nothing to compare with: /drafter on, or /lookup")
-        prompt, most = self.last.generation.prompt, len(self.last.tokens)
+        last = self.comparable()
+        prompt, most = last.generation.prompt, len(last.tokens)
         alone = self._write(prompt, OFF, most, None)
         if alone.ending is Ending.STOPPED:
             return None
         drafted = self._write(prompt, self.settings.drafter, most, None)
         return None if drafted.ending is Ending.STOPPED else Comparison(alone, drafted)
+
+    def comparable(self) -> Answer:
+        """What would be compared. Raises DataError where nothing was written yet, or nothing drafts."""
+        if self.last is None:
+            raise DataError("nothing has been written yet that could be compared")
+        if self.settings.drafter == OFF:
+            raise DataError("nothing drafts, so there is nothing to compare with: /drafter on, or /lookup")
+        return self.last
 
     def warm_up(self) -> None:
         """Write a little with everything there is, so that no first answer pays for what happens only once."""

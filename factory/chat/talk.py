@@ -102,7 +102,8 @@ class Talk:
 
     def _compare(self) -> None:
         session, screen = self._session, self._screen
-        comparison = None
+        comparison, tokens = None, len(session.comparable().tokens)
+        screen.note(f"writing the last answer ({tokens} tokens) again, by the target alone and then drafted, unseen")
         with self._stoppable():
             comparison = session.compare()
         greedy = session.settings.temperature == 0
@@ -117,6 +118,7 @@ class Talk:
             return
 
         def stop(_signal: int, _frame: FrameType | None) -> None:
+            self._screen.interrupted()
             self._session.stop()
 
         before = signal.signal(signal.SIGINT, stop)

@@ -26,7 +26,8 @@ def chat(
     drafting: Annotated[
         str | None, typer.Option("--drafter", metavar="on|lookup|off", help="default: on with an ARTIFACT, else lookup")
     ] = None,
-    reader: Annotated[str, typer.Option(metavar="KIND", help="how models are run")] = "auto",
+    reader: Annotated[str, typer.Option(metavar="KIND", help="how the target is run")] = "auto",
+    drafter_reader: Annotated[str, typer.Option(metavar="KIND", help="how the drafter is run")] = "auto",
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="a system message; needs a chat template")] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="of the sampling; the same gives the same")] = 0,
     quiet: QuietOption = False,
@@ -48,7 +49,14 @@ def chat(
     opened = open_artifact(artifact) if artifact is not None else None
     with shown_progress(quiet) as progress:
         session, notes = open_session(
-            opened, target, wanted, reader=reader, system=system, seed=seed, progress=progress
+            opened,
+            target,
+            wanted,
+            reader=reader,
+            drafter_reader=drafter_reader,
+            system=system,
+            seed=seed,
+            progress=progress,
         )
     from factory.chat.screen import Screen, is_styled
     from factory.chat.talk import Talk, joined, piped, typed

@@ -123,6 +123,8 @@ def test_a_target_alone_drafts_by_lookup(target: Path) -> None:
         (["{artifact}", "--k", "0"], "--k: must be a whole number from 1 to 64, not '0'"),
         (["{artifact}", "--temperature", "-1"], "--temperature: must be a number from 0"),
         (["{artifact}", "--reader", "fast"], "--reader: must be one of auto, eager"),
+        (["{artifact}", "--reader", "packed-int8"], "rounds weights, so it is for drafters only"),
+        (["{artifact}", "--drafter-reader", "fast"], "--drafter-reader: must be one of auto, eager"),
         (["{artifact}", "--drafter", "maybe"], "--drafter: must be on, lookup or off, not 'maybe'"),
         (["--target", "{target}", "--drafter", "on"], "--drafter: there is no model that could draft"),
         (["{artifact}", "--system", "be brief"], "no chat template, so a system message has no place"),
