@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -101,7 +100,7 @@ def entries(artifacts: Sequence[Artifact], plan: EvalPlan) -> list[Entry]:
     return [Entry(None, plan.lookup_ks), *drafters]
 
 
-def start(entry: Entry, vocabulary: int, dtype: torch.dtype, device: str, kind: str = "auto") -> Running:
+def start(entry: Entry, vocabulary: int, dtype: torch.dtype, device: str, kind: ReaderKind = "auto") -> Running:
     """Load what the entry drafts with, and read it by that kind of reader. Raises ModelError, UnsupportedModel."""
     if entry.artifact is None:
         return Running(PromptLookup(vocabulary=vocabulary, device=device), None)
@@ -112,9 +111,9 @@ def start(entry: Entry, vocabulary: int, dtype: torch.dtype, device: str, kind: 
     return Running(ModelDrafter(reader, name), model, reader, said)
 
 
-def opened(model: PreTrainedModel, kind: str) -> Reader:
+def opened(model: PreTrainedModel, kind: ReaderKind) -> Reader:
     """A reader of a plan's kind, or of a simpler one, which then says why. Raises UnsupportedModel."""
-    return open_reader(model, cast(ReaderKind, kind))
+    return open_reader(model, kind)
 
 
 def reason(reader: Reader, whose: str) -> str | None:

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 
 import torch
 from transformers import PreTrainedModel
@@ -24,6 +25,9 @@ from factory.decoding.decoder import Generation, Limits, autoregressive, specula
 from factory.decoding.rejection import Draft
 from factory.decoding.sampling import Noise, Sampling
 from factory.models import eos_token_ids
+
+# What a plan and a Sampling call the same.
+PROCESSORS = tuple(known.name for known in fields(Sampling) if known.name != "temperature")
 
 Bounds = dict[tuple[int, int], float]  # (batch, k; 0 is the target alone) -> near-tie bound
 
@@ -118,8 +122,9 @@ class Bench:
                         self._told()
         return cells
 
-    def _sampling(self, temperature: float) -> Sampling:
-        return Sampling(temperature=temperature, top_k=self.plan.top_k, top_p=self.plan.top_p)
+    def sampling(self, temperature: float) -> Sampling:
+        """The plan's at that temperature."""
+        return Sampling(temperature=temperature, **{name: getattr(self.plan, name) for name in PROCESSORS})
 
     def _noise(self, batch: Sequence[Prompt]) -> Noise:
         """The same for every arm, repeat and size of batch."""
@@ -130,7 +135,7 @@ class Bench:
         if self.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(self.device)
         for batch in batches:
-            given = (self._sampling(cell.temperature), self.limits, self._noise(batch))
+            given = (self.sampling(cell.temperature), self.limits, self._noise(batch))
             prompts = [prompt.ids for prompt in batch]
             if cell.arm.k is None:
                 autoregressive(self.reader, prompts, *given)
@@ -150,7 +155,7 @@ class Bench:
 
     def _timed(self, cell: Cell, batch: Sequence[Prompt]) -> Timed:
         """From prompts in to last token out: both prefills, drafting, verification, acceptance, Python."""
-        watch, noise, sampling = Stopwatch(self.device), self._noise(batch), self._sampling(cell.temperature)
+        watch, noise, sampling = Stopwatch(self.device), self._noise(batch), self.sampling(cell.temperature)
         prompts = [prompt.ids for prompt in batch]
         begun_s = watch.now_s()
         if cell.arm.k is None:
@@ -164,7 +169,9 @@ class Bench:
 
     def alone(self, prompts: Sequence[Prompt]) -> dict[int, Generation]:
         """What the target writes greedily, untimed, one prompt at a time; by request."""
-        written = Greedy(self.reader, self.limits).alone([prompt.ids for prompt in prompts])
+        written = Greedy(self.reader, self.limits, sampling=self.sampling(0.0)).alone(
+            [prompt.ids for prompt in prompts]
+        )
         return {prompt.request: output for prompt, output in zip(prompts, written, strict=True)}
 
     def judge(
@@ -186,7 +193,8 @@ class Bench:
             }
             cell.near_tie_bound = bounds.get((cell.batch, cell.arm.k or 0))
             expected, found = zip(*written.values(), strict=True)
-            compared = audit(self.reader, expected, found, cell.near_tie_bound)
+            greedy = self.sampling(0.0)
+            compared = audit(self.reader, expected, found, cell.near_tie_bound, greedy, self.limits.eos)
             cell.divergences, cell.near_ties = compared.divergences, compared.near_ties
             cell.lossless = cell.lossless and compared.passed
 

@@ -195,7 +195,8 @@ class _Run:
         ks = [arm.k for arm in self._arms if arm.k is not None]
         batches = sorted({min(batch, len(prompts)) for batch in plan.batches})
         count.phase("parity with the target", len(batches) * (1 + len(ks)))
-        references = [Reference(target, reader, prompts, limits, ks, batch) for batch in batches]
+        greedy = bench.sampling(0.0)
+        references = [Reference(target, reader, prompts, limits, ks, batch, greedy) for batch in batches]
         found = {Arm(): Audit.of([reference.itself() for reference in references])}
         for _ in references:
             count()

@@ -18,10 +18,12 @@ from transformers import PreTrainedModel
 
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter
+from factory.decoding.processors import History
 from factory.decoding.reader import Reader, right_padded
 from factory.decoding.sampling import Noise, Sampling
 
 LARGEST_EXACT = 100_000_000  # parameters: above it float64 on a CPU takes too long and too much memory
+GREEDY = Sampling()
 PROBES = 4  # outputs on which the rounding is measured
 
 Item = TypeVar("Item")
@@ -132,11 +134,19 @@ def near_tie_bounds(
     return {k: bound if bound < spread else 0.0 for k, bound in bounds.items()}
 
 
-def audit(reader: Reader, baseline: Sequence[Generation], outputs: Sequence[Generation], bound: float | None) -> Audit:
+def audit(
+    reader: Reader,
+    baseline: Sequence[Generation],
+    outputs: Sequence[Generation],
+    bound: float | None,
+    sampling: Sampling = GREEDY,
+    eos: frozenset[int] = frozenset(),
+) -> Audit:
     """Compare greedy outputs with the baseline's. `bound` None (float64): every divergence is a failure.
 
     A divergence is a near-tie when, after the common prefix fed in 1-row steps, neither token's logit
-    lies further than `bound` below the largest.
+    lies further than `bound` below the largest. `sampling` is what both were written with: its
+    penalties are applied to the logits that are compared.
     """
     divergences = near_ties = 0
     detail = []
@@ -151,12 +161,25 @@ def audit(reader: Reader, baseline: Sequence[Generation], outputs: Sequence[Gene
             continue
         prefix = reference.tokens[:position]
         logits = forced_logits(reader, reference.prompt, [*prefix, pair[0]], 1)[position]
+        logits = _processed(logits, reference.prompt, prefix, sampling, eos)
         gap = float(logits.max() - logits[pair].min())
         if bound is not None and gap < bound:
             near_ties += 1
         else:
             detail.append(f"token {position}: {pair[1]} instead of {pair[0]}, logits {gap:.3g} apart")
     return Audit(len(outputs), divergences, near_ties, bound, tuple(detail))
+
+
+def _processed(
+    logits: torch.Tensor, prompt: list[int], prefix: list[int], sampling: Sampling, eos: frozenset[int]
+) -> torch.Tensor:
+    """Logits [V] after prompt and prefix, as what looks back makes them."""
+    if not sampling.looks_back:
+        return logits
+    capacity = len(prompt) + len(prefix) + 1
+    history = History([prompt], capacity, sampling, eos, logits.shape[-1], logits.device)
+    history.extend([prefix])
+    return history.apply(logits[None, None], None)[0, 0]
 
 
 @torch.no_grad()
@@ -190,6 +213,7 @@ class Greedy:
     reader: Reader
     limits: Limits
     batch: int = 1
+    sampling: Sampling = GREEDY  # of temperature 0; what looks back may be on
 
     def alone(self, prompts: Sequence[list[int]]) -> list[Generation]:
         """The target alone."""
@@ -197,7 +221,7 @@ class Greedy:
         return [
             one
             for part in parts
-            for one in autoregressive(self.reader, part, Sampling(), self.limits, self._noise(part))
+            for one in autoregressive(self.reader, part, self.sampling, self.limits, self._noise(part))
         ]
 
     def drafted(self, drafter: Drafter, k: int, prompts: Sequence[list[int]]) -> list[Generation]:
@@ -206,7 +230,7 @@ class Greedy:
         return [
             one
             for part in parts
-            for one in speculative(self.reader, drafter, part, k, Sampling(), self.limits, self._noise(part))
+            for one in speculative(self.reader, drafter, part, k, self.sampling, self.limits, self._noise(part))
         ]
 
     def _noise(self, part: Sequence[list[int]]) -> Noise:
@@ -216,7 +240,8 @@ class Greedy:
 class Reference:
     """What a target writes greedily by itself: compared with transformers, and what its arms are compared with.
 
-    In float64 nothing is excused; in another dtype near-ties are, as `audit` says.
+    In float64 nothing is excused; in another dtype near-ties are, as `audit` says. Where `sampling` looks
+    back, arms are compared twice, without that and with it; transformers are asked without it only.
     """
 
     def __init__(
@@ -227,12 +252,15 @@ class Reference:
         limits: Limits,
         ks: Iterable[int],
         batch: int = 1,
+        sampling: Sampling = GREEDY,
     ) -> None:
         """`reader` reads the target; `ks` are those that `against` will be asked for."""
         self._target = target
         self._prompts = prompts
         self._greedy = Greedy(reader, limits, batch)
         self.alone = self._greedy.alone(prompts)
+        self._penalised = Greedy(reader, limits, batch, sampling) if sampling.looks_back else None
+        self._penalised_alone = self._penalised.alone(prompts) if self._penalised is not None else []
         self._passes = limits.max_new_tokens  # an uncached pass has as many rows as the output is long
         self._bounds: dict[int, float] | None = None
         if target.dtype != torch.float64:
@@ -244,8 +272,12 @@ class Reference:
 
     def against(self, drafter: Drafter, k: int) -> Audit:
         """The target with a drafter against the target alone."""
-        outputs = self._greedy.drafted(drafter, k, self._prompts)
-        return audit(self._greedy.reader, self.alone, outputs, self._bound(k))
+        reader, bound = self._greedy.reader, self._bound(k)
+        found = audit(reader, self.alone, self._greedy.drafted(drafter, k, self._prompts), bound)
+        if self._penalised is None:
+            return found
+        given, outputs = self._penalised, self._penalised.drafted(drafter, k, self._prompts)
+        return Audit.of([found, audit(reader, self._penalised_alone, outputs, bound, given.sampling, given.limits.eos)])
 
     def _bound(self, k: int) -> float | None:
         return self._bounds[k] if self._bounds is not None else None

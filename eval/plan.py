@@ -40,6 +40,12 @@ class EvalPlan(BaseModel):
     map_new_tokens: int = Field(default=32, ge=2)
     top_k: int = Field(default=0, ge=0)  # 0 = off
     top_p: float = Field(default=1.0, gt=0, le=1)  # 1 = off
+    min_p: float = Field(default=0.0, ge=0, le=1)  # 0 = off, as for the rest but where it says otherwise
+    repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)  # 1 = off
+    frequency_penalty: float = Field(default=0.0, allow_inf_nan=False)
+    presence_penalty: float = Field(default=0.0, allow_inf_nan=False)
+    no_repeat_ngram_size: int = Field(default=0, ge=0)
+    min_new_tokens: int = Field(default=0, ge=0)
     repeats: int = Field(default=3, ge=1)
     confirm_repeats: int = Field(default=3, ge=1)
     parity_prompts: int = Field(default=8, ge=1)  # all suites together
@@ -47,8 +53,8 @@ class EvalPlan(BaseModel):
     seed: int = Field(default=0, ge=0)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
-    reader: Literal["auto", "eager", "lean", "packed", "compiled"] = "auto"  # how the target runs, alone and verifying
-    drafter_reader: Literal["auto", "eager", "lean", "packed", "packed-int8", "compiled"] = "auto"
+    reader: Literal["auto", "eager", "lean", "packed"] = "auto"  # how the target runs, alone and verifying
+    drafter_reader: Literal["auto", "eager", "lean", "packed", "packed-int8"] = "auto"
     threads: int | None = Field(default=None, ge=1)  # None = as torch finds it
 
     @field_validator("suites", "ks", "lookup_ks", "raw_ks", "temperatures", "batches", "map_batches", "map_contexts")

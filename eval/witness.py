@@ -23,6 +23,7 @@ from eval.suites import Suite
 from factory.artifact import Artifact
 from factory.decoding.decoder import Limits, autoregressive, speculative
 from factory.decoding.reader import Reader
+from factory.decoding.readers import ReaderKind
 from factory.decoding.sampling import Noise, Sampling
 from factory.errors import ArtifactError, DataError, ModelError
 from factory.models import eos_token_ids, fingerprint, first_token_id, resolve_device, resolve_dtype
@@ -65,7 +66,7 @@ class Side:
         self,
         model: PreTrainedModel,
         reader: Reader,
-        drafter_kind: str,
+        drafter_kind: ReaderKind,
         device: str,
         prompts: list[list[int]],
         limits: Limits,

@@ -1,5 +1,6 @@
 """Whole evaluations of tiny artifacts: really built, really decoded, really timed."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,21 @@ def test_the_plan_says_which_readers_run(built: Artifact, judge: Judge, tmp_path
     assert {(row["reader"], row["baseline_reader"]) for row in results["rows"]} == {("eager", "eager")}
     assert all((row["drafter_reader"] is None) == (row["drafter"] != "model") for row in results["rows"])
     assert all(row["matches_target"] is True for row in results["rows"])
+
+
+@pytest.mark.parametrize("tiny_folder", ["llama"], indirect=True)
+def test_penalties_hold_for_every_arm_and_are_audited_with_them(built: Artifact, judge: Judge, tmp_path: Path) -> None:
+    penalties = {"repetition_penalty": 1.3, "presence_penalty": 2.0, "no_repeat_ngram_size": 2, "min_new_tokens": 10}
+    kinds = {"reader": "packed", "drafter_reader": "packed-int8"}
+    results = judge(built, tmp_path / "out", batches=(1, 2), prompts=4, **penalties, **kinds)
+    assert all(row["matches_target"] is True for row in results["rows"])
+    lines = [json.loads(line) for line in (tmp_path / "out" / TOKENS).read_text().splitlines()]
+    for line in lines:
+        pairs = list(itertools.pairwise([*line["prompt_ids"], *line["output_ids"]]))[len(line["prompt_ids"]) - 1 :]
+        assert len(set(pairs)) == len(pairs) and len(line["output_ids"]) >= 10
+    # parity was seen without penalties and with them
+    assert {found["outputs"] for found in results["parity"] if found["drafter"]} == {2 * 2 * 2}
+    assert {found["outputs"] for found in results["parity"] if not found["drafter"]} == {2 * 2}
 
 
 def check_rows_against_tokens(rows: list[dict[str, Any]], lines: list[dict[str, Any]]) -> None:

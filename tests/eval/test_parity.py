@@ -20,6 +20,7 @@ from eval.parity import (
 from factory.decoding.decoder import Generation, Limits
 from factory.decoding.drafters import ModelDrafter, PromptLookup
 from factory.decoding.eager import EagerReader
+from factory.decoding.sampling import Sampling
 
 Tiny = Callable[..., PreTrainedModel]
 LIMITS = Limits(max_new_tokens=24, eos=frozenset({2}), context=160)
@@ -175,3 +176,27 @@ def test_a_reference_holds_batches_to_the_target_alone(tiny: Tiny, dtype: torch.
     assert reference.against(PromptLookup(vocabulary=96), 3).passed
     wrong = Reference(model, ShiftedReader(model), PROMPTS, LIMITS, [3], batch=3)
     assert not wrong.against(ModelDrafter(EagerReader(model)), 3).passed
+
+
+def test_a_near_tie_under_penalties_is_one_of_penalised_logits(tiny: Tiny) -> None:
+    model = tiny()
+    reader, sampling = EagerReader(model), Sampling(repetition_penalty=2.0, min_new_tokens=8)
+    (output,) = Greedy(reader, LIMITS, sampling=sampling).alone(PROMPTS[:1])
+    plain = audit(reader, Greedy(reader, LIMITS).alone(PROMPTS[:1]), [output], None)
+    assert plain.divergences == 1  # the penalty tells
+    found = {}
+    for place in (3, 20):
+        logits = forced_logits(reader, output.prompt, output.tokens, 1)[place].clone()
+        for token in {*output.prompt, *output.tokens[:place]}:
+            logits[token] = logits[token] / 2 if logits[token] > 0 else logits[token] * 2
+        if place < 8:
+            logits[2] = -torch.inf
+        assert int(logits.argmax()) == output.tokens[place]
+        second = int(logits.topk(2).indices[1])
+        gap = float(logits.max() - logits[second])
+        changed = [swapped(output, place, second)]
+        for bound in (gap * 0.99, gap * 1.01):
+            found[place, bound > gap] = audit(reader, [output], changed, bound, sampling, LIMITS.eos).near_ties
+        too_early = audit(reader, [output], [swapped(output, place, 2)], 1e6, sampling, LIMITS.eos)
+        assert too_early.near_ties == (place >= 8)  # a token that is forbidden is never nearly the largest
+    assert found == {(3, False): 0, (3, True): 1, (20, False): 0, (20, True): 1}

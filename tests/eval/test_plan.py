@@ -1,11 +1,15 @@
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from eval.plan import EvalPlan, load_plan, shipped_plans
+from factory.decoding.readers import ReaderKind
+from factory.decoding.sampling import Sampling
 from factory.errors import RecipeError
 
 
@@ -21,6 +25,15 @@ def test_a_plan_file_is_read(tmp_path: Path) -> None:
     path.write_text("ks: [5]\ntemperatures: [0, 0.7]\ntop_p: 0.9\n")
     plan = load_plan(path)
     assert (plan.ks, plan.temperatures, plan.top_p) == ((5,), (0.0, 0.7), 0.9)
+
+
+def test_a_plan_knows_the_readers_and_the_processors_that_there_are() -> None:
+    assert EvalPlan.model_fields["drafter_reader"].annotation == ReaderKind
+    of_target = get_args(EvalPlan.model_fields["reader"].annotation)
+    assert set(get_args(ReaderKind)) - set(of_target) == {"packed-int8"}  # it changes what the model says
+    for known in fields(Sampling):
+        if known.name != "temperature":
+            assert EvalPlan.model_fields[known.name].default == known.default
 
 
 def test_a_plan_is_frozen() -> None:
