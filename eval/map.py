@@ -9,34 +9,35 @@ interrupted goes on where it stopped.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from eval.arms import RAW, Entry, opened, start
-from eval.bench import Bench
+from eval.bench import Bench, Bounds
 from eval.map_prompts import Lengthener
-from eval.measurement import CHOOSE, Arm, Block
+from eval.measurement import CHOOSE, Arm, Block, Cell
 from eval.parity import LARGEST_EXACT, Audit, Reference
+from eval.partial import Partial
 from eval.plan import EvalPlan
 from eval.report import MAP, redraw, require_writable
 from eval.rows import drafter_name
 from eval.suites import load_suite, suite_from_file
-from eval.switch import Figures, Place, cell_figures, place_of, rule
+from eval.switch import Figures, cell_figures, place_of, rule
 from factory.artifact import Artifact
 from factory.decoding.decoder import Generation
 from factory.errors import ArtifactError, DataError, ModelError
 from factory.files import write_atomically
 from factory.models import fingerprint, resolve_device, resolve_dtype
 from factory.progress import Progress
-from factory.provenance import git_sha, hardware, sha256_text, versions
+from factory.provenance import git_sha, hardware, versions
 
 SCHEMA_VERSION = 1
-PARTIAL = "map.partial.json"
+KEPT = ".map"  # where cells lie while not all are done
 
 
 def measure_map(
@@ -61,10 +62,10 @@ def measure_map(
     # Batches and outputs are the map's, so that parity and near-tie bounds are too; one batch warms an arm up.
     changes = {"batches": plan.map_batches, "max_new_tokens": plan.map_new_tokens, "warmup_prompts": 1}
     with _threads(plan.threads):
-        mapper = Mapper(field, plan.model_copy(update=changes), target, out, prompts_file)
-        found = mapper.found(progress)
+        mapper = Mapper(field, plan.model_copy(update=changes), target, prompts_file)
+        found = mapper.found(out / KEPT, progress)
     write_atomically(out / MAP, json.dumps(found, indent=1, allow_nan=False) + "\n")
-    (out / PARTIAL).unlink(missing_ok=True)
+    shutil.rmtree(out / KEPT, ignore_errors=True)
     redraw(out)
     return found
 
@@ -99,11 +100,9 @@ def _lower_bound(artifact: Artifact) -> float:
 class Mapper:
     """One map, cell by cell. What cannot be measured is known before anything is loaded."""
 
-    def __init__(
-        self, field: Sequence[Entry], plan: EvalPlan, target: str | None, out: Path, prompts_file: Path | None
-    ) -> None:
+    def __init__(self, field: Sequence[Entry], plan: EvalPlan, target: str | None, prompts_file: Path | None) -> None:
         """`plan` with the map's batches and lengths in the place of its own. Raises DataError."""
-        self._field, self._plan, self._target, self._partial = field, plan, target, out / PARTIAL
+        self._field, self._plan, self._target = field, plan, target
         self._anchor = next(entry.artifact for entry in field if entry.artifact is not None)
         self._device = resolve_device(plan.device)
         self._arms = [arm for entry in field for arm in entry.arms]
@@ -130,18 +129,25 @@ class Mapper:
             for tokens in sorted({min(asked, room) for asked in plan.map_contexts})
         }
 
-    def found(self, progress: Progress) -> Figures:
-        """What map.json holds; cells that an interrupted run left on disk are not measured again."""
-        facts = self._facts()
-        digest = sha256_text(json.dumps(facts, sort_keys=True))
-        cells = _kept(self._partial, digest)
-        places = [(c, t, b) for c in self._prompts for t in self._plan.temperatures for b in self._plan.batches]
-        missing = [place for place in places if place not in {place_of(cell) for cell in cells}]
-        if missing:
-            for cell in self._measured(missing, progress):
-                cells.append(cell)
-                write_atomically(self._partial, json.dumps({"digest": digest, "cells": cells}))
-        cells.sort(key=lambda cell: places.index(place_of(cell)))
+    def found(self, folder: Path, progress: Progress) -> Figures:
+        """What map.json holds. Cells are kept in `folder` as they are done; those found there are not measured again."""
+        plan = self._plan
+        model = self._anchor.load_target(self._target, resolve_dtype(plan.dtype, self._device), self._device)
+        bench = Bench(self._field, plan, model, self._device, self._context, lambda: None)
+        facts = self._facts(bench)
+        partial = Partial(folder, facts)
+        blocks = [
+            (context, Block(f"context {context}", temperature, batch, CHOOSE))
+            for context in self._prompts
+            for temperature in plan.temperatures
+            for batch in plan.batches
+        ]
+        kept = {block: partial.cells(block, [Arm(), *self._arms]) for _, block in blocks}
+        missing = [(context, block) for context, block in blocks if kept[block] is None]
+        for block, timed in self._measured(bench, missing, partial, progress):
+            partial.keep(block, timed)
+            kept[block] = timed
+        cells = [cell_figures(kept[block] or [], context, plan.seed) for context, block in blocks]
         drafters = []
         for entry in self._field:
             one = {"artifact": entry.arms[0].artifact, "drafter": entry.arms[0].drafter, "ks": list(entry.ks)}
@@ -150,22 +156,32 @@ class Mapper:
                 place_of(cell): best["pays"] for cell in cells for best in cell["best"] if drafter_name(best) == name
             }
             drafters.append({**one, "rule": rule(name, pays)})
-        return {"schema_version": SCHEMA_VERSION, **facts, "words": self._words(), "drafters": drafters, "cells": cells}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            **facts,
+            "git": git_sha(),
+            "words": self._words(),
+            "drafters": drafters,
+            "cells": cells,
+        }
 
-    def _facts(self) -> Figures:
-        """All that decides a cell: a map goes on only where none of it changed."""
+    def _facts(self, bench: Bench) -> Figures:
+        """All but the code that decides a cell: an interrupted map goes on only where none of it changed."""
         plan, made_from = self._plan, self._anchor.manifest["target"]
+        readers = [run.reader.name for run in bench.running.values() if run.reader is not None]
         return {
             "target": {key: made_from.get(key) for key in ("model", "revision", "identity")},
             "artifact": {"name": self._anchor.name, "manifest_sha256": self._anchor.manifest_digest()},
             "batches": sorted(plan.batches),
             "contexts": list(self._prompts),
             "temperatures": list(plan.temperatures),
+            "dtype": str(bench.target.dtype).removeprefix("torch."),
+            "reader": bench.reader.name,
+            "drafter_reader": readers[0],
             "suites": [{"name": one.name, "version": one.version, "sha256": one.sha256} for one in self._suites],
             "plan": plan.model_dump(mode="json"),
             "hardware": hardware(self._device),
             "versions": versions(),
-            "git": git_sha(),
         }
 
     def _words(self) -> str:
@@ -178,26 +194,36 @@ class Mapper:
             "none takes their place. Off: no k's interval lies above 1. The best k was chosen on these same prompts."
         )
 
-    def _measured(self, missing: Sequence[Place], progress: Progress) -> Iterator[Figures]:
-        plan = self._plan
-        model = self._anchor.load_target(self._target, resolve_dtype(plan.dtype, self._device), self._device)
-        before = fingerprint(model)
-        bench = Bench(self._field, plan, model, self._device, self._context, lambda: None)
-        ks = sorted({arm.k for arm in self._arms if arm.k is not None})
-        parity = self._parity(bench, ks, progress)
-        bounds = bench.bounds(next(iter(self._prompts.values())), ks)
+    def _measured(
+        self, bench: Bench, missing: Sequence[tuple[int, Block]], partial: Partial, progress: Progress
+    ) -> Iterator[tuple[Block, list[Cell]]]:
+        """Each missing block's cells, timed and judged; the target alone comes first."""
+        if not missing:
+            return
+        before = fingerprint(bench.target)
+        parity, bounds = self._sound(bench, partial, progress)
         alone: dict[int, dict[int, Generation]] = {}  # by context: what the target writes one prompt at a time
-        for done, (context, temperature, batch) in enumerate(missing):
-            progress(done, len(missing), f"cells, context {context}, batch {batch}")
-            if temperature == 0 and context not in alone:
+        for done, (context, block) in enumerate(missing):
+            progress(done, len(missing), f"cells, context {context}, batch {block.batch}")
+            if block.temperature == 0 and context not in alone:
                 alone[context] = bench.alone(self._prompts[context])
-            prompts = self._prompts[context][: batch * self._samples[batch]]
-            timed = bench.cells(Block("map", temperature, batch, CHOOSE), prompts, self._arms, 1)
+            prompts = self._prompts[context][: block.batch * self._samples[block.batch]]
+            timed = bench.cells(block, prompts, self._arms, 1)
             bench.judge(timed, alone.get(context, {}), parity, bounds)
-            if fingerprint(model) != before:
-                raise ModelError("the target's weights changed during the run, so no figure of it is true")
-            yield cell_figures(timed, context, plan.seed)
+            if fingerprint(bench.target) != before:
+                raise ModelError("the target's weights changed during the run, so no figure of it is true: not kept")
+            yield block, timed
         progress(len(missing), len(missing), "cells")
+
+    def _sound(self, bench: Bench, partial: Partial, progress: Progress) -> tuple[dict[Arm, Audit], Bounds]:
+        """Parity and near-tie bounds, made now or before."""
+        found = partial.parity([Arm(), *self._arms])
+        if found is None:
+            ks = sorted({arm.k for arm in self._arms if arm.k is not None})
+            bounds = bench.bounds(next(iter(self._prompts.values())), ks)
+            found = self._parity(bench, ks, progress), bounds
+            partial.keep_parity(*found)
+        return found
 
     def _parity(self, bench: Bench, ks: Sequence[int], progress: Progress) -> dict[Arm, Audit]:
         """At the smallest and the largest batch, with a float64 target on the CPU where it is small enough."""
@@ -223,15 +249,6 @@ class Mapper:
                 found[arm] = Audit.of([one.against(drafter, k) for one in references])
         progress(len(found), len(found), "parity with the target")
         return found
-
-
-def _kept(path: Path, digest: str) -> list[Figures]:
-    """The cells of an interrupted map of exactly this; none where there is none, or where something changed."""
-    try:
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return list(kept["cells"]) if kept["digest"] == digest else []
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
 
 
 @contextmanager

@@ -142,7 +142,8 @@ bars are 95 % intervals.</p>
 def map_page(found: dict[str, Any], mapped: str) -> str:
     """The page of a folder that holds a map and no evaluation."""
     facts = {key: found[key] for key in ("target", "artifact", "hardware", "versions", "git", "suites", "plan")}
-    body = f"""<p class="soft">{escape(_where(found["hardware"]))}. No evaluation lies beside this map.</p>
+    setting = f"{found['dtype']}, reader {found['reader']}, on {_where(found['hardware'])}."
+    body = f"""<p class="soft">{escape(setting)} No evaluation lies beside this map.</p>
 {mapped}
 <h2>Made with</h2>
 <pre>{escape(json.dumps(facts, indent=1))}</pre>
