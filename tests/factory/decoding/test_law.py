@@ -1,13 +1,13 @@
 """Lossless means: in law. Measured on the joint distribution of the first three tokens, enumerated exactly.
 
-The same test at the same number of draws has to reject three faults that are easy to make and hard
+The same test at the same number of draws has to reject four faults that are easy to make and hard
 to see: each leaves the text plausible.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from factory.decoding import sampling as under_test
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.eager import EagerReader
+from factory.decoding.processors import History
 from factory.decoding.rejection import Draft, accept
 from factory.decoding.sampler import Sampler
 from factory.decoding.sampling import Distribution, Noise, Sampling, draw
@@ -45,14 +46,21 @@ SETTINGS = [
     (Sampling(temperature=1.5, top_k=4), 2),
     (Sampling(temperature=1.5, top_p=0.8), 2),
     (Sampling(temperature=2.0, top_k=6, top_p=0.6), 1),
+    (Sampling(temperature=1.5, min_p=0.05, repetition_penalty=1.8, presence_penalty=-1.5), 2),
 ]
 WITH_TOP_P = [sampling.top_p < 1 for sampling, _ in SETTINGS]
 WITH_BONUS = [k == 1 for _, k in SETTINGS]
+LOOKING_BACK = [sampling.looks_back for sampling, _ in SETTINGS]
 EVERYWHERE = [True for _ in SETTINGS]
 
 
-def distribution(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Temperature, top-k, top-p for one position in float64, written apart from the code under test."""
+def distribution(logits: np.ndarray, sampling: Sampling, output: Sequence[int]) -> np.ndarray:
+    """What follows PROMPT and output, in float64: one position, written apart from the code under test."""
+    logits = logits.astype(float)
+    for token in {*PROMPT, *output}:
+        logits[token] *= 1 / sampling.repetition_penalty if logits[token] > 0 else sampling.repetition_penalty
+    for token in set(output):
+        logits[token] -= sampling.presence_penalty
     order = np.argsort(-logits)
     weights = np.exp((logits[order] - logits.max()) / sampling.temperature)
     if sampling.top_k:
@@ -61,7 +69,8 @@ def distribution(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     if sampling.top_p < 1:
         kept = int(np.searchsorted(np.cumsum(weights), sampling.top_p)) + 1
         weights[kept:] = 0
-        weights /= weights.sum()
+    weights[weights < sampling.min_p * weights[0]] = 0
+    weights /= weights.sum()
     back = np.empty_like(weights)
     back[order] = weights
     return back
@@ -69,10 +78,16 @@ def distribution(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
 
 def joint_law(model: PreTrainedModel, sampling: Sampling) -> np.ndarray:
     """The probability of every text of three tokens, [V, V, V], from whole forward passes."""
-    pairs = [[*PROMPT, *pair] for pair in itertools.product(range(VOCABULARY), repeat=2)]
+    pairs = list(itertools.product(range(VOCABULARY), repeat=2))
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor(pairs), use_cache=False).logits[:, -3:].numpy()
-    steps = np.array([[distribution(position, sampling) for position in text] for text in logits])  # [V*V, 3, V]
+        ids = torch.tensor([[*PROMPT, *pair] for pair in pairs])
+        logits = model(input_ids=ids, use_cache=False).logits[:, -3:].numpy()
+    steps = np.array(  # [V*V, 3, V]
+        [
+            [distribution(position, sampling, pair[:seen]) for seen, position in enumerate(text)]
+            for pair, text in zip(pairs, logits, strict=True)
+        ]
+    )
     first, second, third = steps[0, 0], steps[::VOCABULARY, 1], steps[:, 2]
     return np.asarray(first[:, None, None] * second[:, :, None] * third.reshape([VOCABULARY] * 3))
 
@@ -189,18 +204,37 @@ def test_a_q_taken_before_top_p_is_rejected(
     law_target: PreTrainedModel, law_drafter: Drafter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guesses are drawn from the nucleus, but the q that goes along is that of before."""
+    sound = Sampler.distribution
     drawn_with: list[Sampling] = []
 
     def before_top_p(sampler: Sampler, logits: torch.Tensor, drafted: torch.Tensor | None = None) -> Distribution:
-        if logits.dim() == 3:  # the target's
-            return under_test.distribution(logits, sampler.sampling)
-        drawn_with.append(sampler.sampling)
-        return under_test.distribution(logits, replace(sampler.sampling, top_p=1.0))
+        right = sampler.sampling
+        if logits.dim() == 2:  # the drafter's
+            drawn_with.append(right)
+            sampler.sampling = replace(right, top_p=1.0)
+        made = sound(sampler, logits, drafted)
+        sampler.sampling = right
+        return made
 
     def draw_from_nucleus(q: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
-        return draw(under_test.distribution(q.log(), Sampling(1.0, top_p=drawn_with[-1].top_p)), number)
+        nucleus = under_test.distribution(q.log(), Sampling(1.0, top_p=drawn_with[-1].top_p))
+        return draw(nucleus, number)
 
     monkeypatch.setattr(Sampler, "distribution", before_top_p)
     monkeypatch.setattr(drafters, "draw", draw_from_nucleus)
     values = speculative_p_values(law_target, law_drafter)
     assert rejected(values) == WITH_TOP_P, values
+
+
+def test_a_history_without_the_draft_before_it_is_rejected(
+    law_target: PreTrainedModel, law_drafter: Drafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every position of a verification, and every step of the drafter, as if no guess came before it."""
+    sound = History.apply
+
+    def without_the_draft(history: History, logits: torch.Tensor, drafted: torch.Tensor | None) -> torch.Tensor:
+        return torch.cat([sound(history, logits[:, at : at + 1], None) for at in range(logits.shape[1])], dim=1)
+
+    monkeypatch.setattr(History, "apply", without_the_draft)
+    values = speculative_p_values(law_target, law_drafter)
+    assert rejected(values) == LOOKING_BACK, values
