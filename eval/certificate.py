@@ -52,12 +52,6 @@ def verdict(certificate: Facts) -> Facts:
 
 
 def _failing(certificate: Facts) -> str | None:
-    prompts = certificate["prompts"]["distinct"]
-    if prompts < LEAST_PROMPTS:
-        return (
-            f"only {prompts} distinct prompts could be made, of {LEAST_PROMPTS} that a certificate needs: give more or "
-            "longer ones with --prompts"
-        )
     served = certificate["served"]
     for dtype, rows in (("float64", certificate["float64"]["rows"]), (served["dtype"], served["rows"])):
         for row in rows:
@@ -80,6 +74,12 @@ def _failing(certificate: Facts) -> str | None:
                 f"{where}: the texts do not follow the target's law, chi-square {row['chi_square']:.1f} in "
                 f"{row['cells']} cells, p {row['p_adjusted']:.2g} after Holm's adjustment"
             )
+    prompts = certificate["prompts"]["distinct"]
+    if prompts < LEAST_PROMPTS:
+        return (
+            f"only {prompts} distinct prompts could be made, of {LEAST_PROMPTS} that a certificate needs: give more or "
+            "longer ones with --prompts"
+        )
     return None
 
 

@@ -56,14 +56,18 @@ def exact_step(logits: torch.Tensor, sampling: Sampling, slack: float = 0.0) -> 
 
 @dataclass(frozen=True)
 class Cells:
-    """A partition of all texts: each cell is the texts that begin with its key and are in no cell of a longer key."""
+    """A partition of all texts: each cell is the texts that begin with its key and are in no cell of a longer key.
+
+    `others` is the cell that takes in what is in none.
+    """
 
     probability: dict[Text, float]
+    others: Text
 
     def place(self, text: Text) -> Text:
         """The key of the cell that a text is in."""
         found = next((text[:end] for end in range(len(text), -1, -1) if text[:end] in self.probability), None)
-        return min(self.probability, key=self.probability.__getitem__) if found is None else found
+        return self.others if found is None else found
 
 
 class Law:
@@ -100,7 +104,7 @@ class Law:
         left = handed_up((), 1.0)
         rarest = min(probability, key=probability.__getitem__)
         probability[rarest] += left
-        return Cells(probability)
+        return Cells(probability, rarest)
 
     def impossible(self, text: Text, depth: int) -> bool:
         """Whether the target never writes it: a token outside top-k or top-p, or an end without an EOS."""

@@ -144,7 +144,7 @@ class Artifact:
         try:
             record = json.loads((self.folder / CERTIFICATE).read_text(encoding="utf-8"))
             digest = record.pop("digest")
-        except (OSError, ValueError, KeyError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         if digest != _certificate_digest(record):
             return None
