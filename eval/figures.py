@@ -8,13 +8,14 @@ one-hot case of its one rule.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from eval.measurement import MODEL, Acceptance, ArmFacts, Cell, Timed, acceptance, paired, suspicion
+from eval.measurement import MODEL, Acceptance, Arm, ArmFacts, Cell, Timed, acceptance, paired, suspicion
 from eval.stats import repeated_share, speedup
+from factory.decoding.decoder import Generation
 from factory.forecast import Costs, modelled_speedup
 
 
@@ -68,6 +69,7 @@ class Measurement:
     forecast_t_verify_s: float | None
     forecast_c: float | None
     forecast_speedup: float | None
+    modelled_speedup: float | None  # from the measured parts, where the forecast has sizes
     ceiling_speedup: float | None
     cost_ratio: float | None
     prompt_set: str
@@ -156,11 +158,41 @@ def measure(cell: Cell, base: Cell, facts: ArmFacts, setting: Setting, costs: Co
         forecast_t_verify_s=costs.verify_s(k or 0) if costs else None,
         forecast_c=costs.c if costs and drafts else None,
         forecast_speedup=forecast,
+        modelled_speedup=modelled(cell, base) if cell.arm.drafter else None,
         ceiling_speedup=ceiling,
         cost_ratio=facts.cost_ratio,
         prompt_set=cell.stage,
         warning=suspicion(cell.arm, counts),
     )
+
+
+def modelled(cell: Cell, base: Cell) -> float | None:
+    """Speedup from measured parts: tokens a round * t_step / (k t_draft + t_verify(k+1) + accept and host).
+
+    Tokens a round are the mean of the measured accepted lengths plus one, so acceptance need not be even. Rounds that
+    begin less than k + 1 tokens before an output's end are left out, since fewer guesses are offered there: this is
+    what a long output would gain, prefills left out. None where no output has a whole round.
+    """
+    whole = [one for text in cell.timed for output in text.generations for one in _whole_rounds(output, cell.arm)]
+    rounds, steps = sum(one.rounds for one in cell.timed), sum(one.rounds for one in base.timed)
+    if not whole or not steps:
+        return None
+    tokens, guesses = mean(accepted + 1 for accepted, _ in whole), mean(proposed for _, proposed in whole)
+    draft_s = sum(one.draft_s for one in cell.timed) / rounds
+    if cell.arm.drafter == MODEL:
+        drafted = sum(one.draft_steps for one in cell.timed)
+        draft_s = guesses * draft_s * rounds / drafted if drafted else 0.0
+    rest_s = sum(one.decode_s - one.draft_s for one in cell.timed) / rounds
+    return tokens * (sum(one.decode_s for one in base.timed) / steps) / (draft_s + rest_s)
+
+
+def _whole_rounds(output: Generation, arm: Arm) -> Iterator[tuple[int, int]]:
+    """(accepted, proposed) of the rounds in which all guesses could be offered."""
+    most, written = arm.k or 0, 1
+    for accepted, proposed in zip(output.accepted, output.proposed, strict=True):
+        if written + most + 1 <= len(output.tokens):
+            yield accepted, proposed
+        written += accepted + 1
 
 
 def _draft_step(timed: Sequence[Timed], base: Cell) -> float | None:

@@ -22,6 +22,11 @@ def prompt_sets_of(anchor: Artifact, plan: EvalPlan, prompts_file: Path | None, 
     tokenizer = anchor.load_tokenizer()
     suites = [suite_from_file(prompts_file)] if prompts_file else [load_suite(name) for name in plan.suites]
     room = context - plan.max_new_tokens - 1
+    if room < 1:
+        raise DataError(
+            f"max_new_tokens {plan.max_new_tokens} leaves no room for a prompt in a context of {context}: "
+            "lower it in the plan"
+        )
     encode = lambda text: tokenizer(text)["input_ids"]  # noqa: E731 - a name for one expression
     sets = [prompt_sets(suite, encode, room, plan.prompts, plan.confirm_prompts) for suite in suites]
     for one in sets:

@@ -24,7 +24,8 @@ ROW_FIELDS = """artifact drafter suite k temperature batch device dtype reader d
     prompts repeats matches_target divergences near_ties near_tie_bound new_tokens target_passes rounds
     tokens_per_s baseline_tokens_per_s latency_s_per_token time_to_first_token_s speedup speedup_low
     speedup_high speedup_decode alpha accepted_per_proposed overlap tau t_draft_s t_verify_s t_accept_s
-    t_host_s t_overhead_s repetition parameters bytes_on_disk peak_memory_bytes forecast_speedup"""
+    t_host_s t_overhead_s repetition parameters bytes_on_disk peak_memory_bytes forecast_speedup
+    modelled_speedup"""
 TOKEN_FIELDS = "prompt_ids output_ids artifact drafter suite k temperature new_tokens target_passes accepted"
 
 
@@ -64,6 +65,8 @@ def test_an_evaluation_is_complete_and_true(built: Artifact, judge: Judge, tiny_
     assert all(row[key] > 0 and row[f"forecast_{key}"] > 0 for row in drafted for key in beside)
     assert all(row["forecast_speedup"] > 0 and row["ceiling_speedup"] > 0 for row in drafted)
     assert all(row["forecast_t_verify_s"] > 0 for row in rows)
+    assert all((row["modelled_speedup"] is None) == (row["drafter"] is None) for row in rows)
+    assert all(row["modelled_speedup"] > 0 for row in drafted)
 
     html = (out / REPORT).read_text()
     assert results["profile"]["words"] in html

@@ -7,8 +7,8 @@ import torch
 
 from eval.arms import Entry
 from eval.bench import OverlapMeter, Stopwatch, full_batches
-from eval.figures import Setting, measure
-from eval.measurement import CHOOSE, MODEL, Arm, ArmFacts, Cell, Timed, acceptance
+from eval.figures import Setting, measure, modelled
+from eval.measurement import CHOOSE, MODEL, PROMPT_LOOKUP, Arm, ArmFacts, Cell, Timed, acceptance
 from eval.suites import Prompt
 from factory.artifact import Artifact
 from factory.decoding.decoder import Generation
@@ -60,6 +60,8 @@ def test_a_row_by_hand() -> None:
     assert (row.forecast_t_draft_s, row.forecast_t_verify_s) == (pytest.approx(0.2), pytest.approx(0.6))
     assert row.forecast_c == 0.2
     assert row.forecast_speedup == pytest.approx((1 + 0.5 + 0.25) / (2 * 0.2 + 1.2))
+    # One whole round a repeat, without a token accepted: two draft steps of 0.8 / 6 s, 0.3 s, and 0.1 s besides.
+    assert row.modelled_speedup == pytest.approx(1 * 1.0 / (2 * 0.8 / 6 + 0.3 + 0.1))
     alone = measure(base, base, ArmFacts(100, None, None), SETTING, costs)
     assert alone.speedup == 1 and alone.tau == 1
     assert (alone.drafter, alone.k, alone.alpha, alone.t_draft_s, alone.forecast_speedup) == (None,) * 5
@@ -88,6 +90,20 @@ def test_a_batch_by_hand() -> None:
     assert (row.t_draft_s, row.t_verify_s) == (pytest.approx(0.4 / 3), pytest.approx(0.4))
     assert row.c == pytest.approx((0.4 / 4) / (4.0 / 4))
     assert [output.request for output in cell.outputs] == [0, 1]
+
+
+def test_the_modelled_speedup_is_of_whole_rounds() -> None:
+    """Nine tokens at k = 3: rounds that begin after 1, 5 and 6 tokens; the last has room for two guesses only."""
+    output, alone = Generation([1], [7] * 9, 4, [3, 0, 2], [3, 3, 2]), Generation([1], [7] * 9, 9, [0] * 8, [0] * 8)
+    base = Cell(Arm(), "s", 0.0, CHOOSE, [[Timed((0,), [alone], 9.0, 1.0, 0.0, 7.0, 0.5)]])
+    timed = Timed((0,), [output], 5.0, 1.0, 1.6, 1.8, 0.3)
+    cell = Cell(Arm("a", MODEL, 3), "s", 0.0, CHOOSE, [[timed]])
+    # (4 + 1) / 2 tokens for three draft steps of 0.2 s, 0.6 s of verification and 0.2 s besides; a step takes 1 s
+    assert modelled(cell, base) == pytest.approx(2.5 / (3 * 0.2 + 0.6 + 0.2))
+    copied = Cell(Arm(None, PROMPT_LOOKUP, 3), "s", 0.0, CHOOSE, [[timed]])  # costs no more for more guesses
+    assert modelled(copied, base) == pytest.approx(2.5 / (1.6 / 3 + 0.6 + 0.2))
+    short = Cell(Arm("a", MODEL, 9), "s", 0.0, CHOOSE, [[timed]])
+    assert modelled(short, base) is None
 
 
 def test_prompts_that_fill_no_batch_are_left_out() -> None:
