@@ -130,7 +130,7 @@ class Mapper:
         }
 
     def found(self, folder: Path, progress: Progress) -> Figures:
-        """What map.json holds. Cells are kept in `folder` as they are done; those found there are not measured again."""
+        """What map.json holds. Cells are kept in `folder` as they are done, and none found there is measured again."""
         plan = self._plan
         model = self._anchor.load_target(self._target, resolve_dtype(plan.dtype, self._device), self._device)
         bench = Bench(self._field, plan, model, self._device, self._context, lambda: None)
