@@ -37,7 +37,7 @@ from eval.suites import Prompt
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.reader import Reader
-from factory.decoding.readers import ReaderKind, open_reader
+from factory.decoding.readers import open_reader
 from factory.decoding.sampling import Noise, Sampling
 
 OURS, OURS_DRAFTED, OURS_LOOKUP = "ours", "ours, drafter", "ours, prompt lookup"
@@ -59,8 +59,6 @@ class Match:
     k: int
     limits: Limits
     seed: int = 0
-    reader: ReaderKind = "auto"  # of the target, on our side
-    drafter_reader: ReaderKind = "auto"
 
 
 class Contestant(Protocol):
@@ -201,14 +199,12 @@ class _Watch:
         return written
 
 
-def ours(match: Match) -> list[Ours]:
+def ours(match: Match, target: Reader, drafter: Reader | None) -> list[Ours]:
     """The target alone, with its drafter where there is one, with prompt lookup: all on one reader of the target."""
-    reader = open_reader(match.target, match.reader)
-    lookup = PromptLookup(MAX_NGRAM, vocabulary=reader.vocabulary, device=reader.device)
-    found = [Ours(OURS, match, reader), Ours(OURS_LOOKUP, match, reader, lookup)]
-    if match.drafter is not None:
-        drafter = ModelDrafter(open_reader(match.drafter, match.drafter_reader))
-        found.append(Ours(OURS_DRAFTED, match, reader, drafter))
+    lookup = PromptLookup(MAX_NGRAM, vocabulary=target.vocabulary, device=target.device)
+    found = [Ours(OURS, match, target), Ours(OURS_LOOKUP, match, target, lookup)]
+    if drafter is not None:
+        found.append(Ours(OURS_DRAFTED, match, target, ModelDrafter(drafter)))
     return found
 
 

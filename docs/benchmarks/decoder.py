@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -133,6 +134,7 @@ def run(bench: Bench, only: list[str], name: str, keep: Callable[[dict[str, Any]
             status, reason = "skipped", str(why)
         except Exception as error:  # one part's failure is not another's
             status, reason = "failed", f"{type(error).__name__}: {error}"
+            traceback.print_exc()
         taken_s = time.monotonic() - begun_s
         kept["parts"].append({"part": part, "model": model, "status": status, "reason": reason, "seconds": taken_s})
         profile = bench.profile.record() if "profile" in vars(bench) else None

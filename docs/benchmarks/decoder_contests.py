@@ -56,8 +56,9 @@ def words(sampling: Sampling) -> str:
 
 def against_peers(pair: Pair, compile_too: bool) -> Iterator[Row]:
     """Ours and `generate` in its ways, greedy and sampled; the whole contest goes along in the rows' detail."""
-    match = pair.match(pair.drafter() if pair.drafters else None, pair.settings.k)
-    mine = peers.ours(match)
+    name = pair.drafter() if pair.drafters else None
+    match = pair.match(name, pair.settings.k)
+    mine = peers.ours(match, pair.reader(), pair.reader(name) if name else None)
     field: list[Contestant] = [*mine, *peers.peers(match)]
     compile_s: float | None = None
     missing: str | None = None
@@ -73,10 +74,10 @@ def against_peers(pair: Pair, compile_too: bool) -> Iterator[Row]:
         sampling = Sampling(temperature=temperature)
         repeats = pair.settings.repeats if sampling.greedy else pair.settings.sampled_repeats
         found = peers.contest(field, pair.timed, sampling, repeats=repeats, seed=pair.settings.seed)
-        same = peers.compare(match, mine[0].reader, found) if sampling.greedy else {}
+        same = peers.compare(match, pair.reader(), found) if sampling.greedy else {}
         base = found[peers.GENERATE]
         rows = [peers.figures(one, peers.faster(one, base), same.get(one.name)) for one in found.values()]
-        contest = {"reader": mine[0].reader.name, "k": match.k, "rows": rows, "repeats": repeats}
+        contest = {"reader": pair.reader().name, "k": match.k, "rows": rows, "repeats": repeats}
         contest |= {"compile_s": compile_s, "not_compiled": missing, "temperature": temperature}
         for (arm, peer_name), (what, goal) in GOALS.items():
             if arm not in found or peer_name not in found:
@@ -85,6 +86,8 @@ def against_peers(pair: Pair, compile_too: bool) -> Iterator[Row]:
                 goal = ALONE_GOAL.get(pair.name, OTHER_ALONE_GOAL)
             ratio = peers.faster(found[arm], found[peer_name])
             alphas = {name: acceptance(found[name].rounds).alpha for name in (arm, peer_name)}
+            if arm != peers.OURS and None in alphas.values():
+                goal = None  # nothing was proposed, so nothing is measured but the target alone
             made = row(f"{what}, {words(sampling)}", pair.name, ratio, (">=", goal) if goal else None, alpha=alphas)
             if arm == peers.OURS and peer_name == peers.GENERATE:
                 made["contest"] = contest
@@ -130,8 +133,7 @@ class Contests:
     def chosen(self, temperature: float) -> list[tuple[Way, Interval]]:
         """All ways on the prompts to choose by, the fastest drafter first; prompt lookup last."""
         if temperature not in self._chosen:
-            if not self.pair.drafters:
-                self.pair.drafter()  # says what is missing
+            self.pair.drafter()  # says what is missing
             ways = self.ways()
             found = self.run(ways, self.pair.timed, Sampling(temperature=temperature))
             base = found["the target alone"]

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 Kept = dict[str, Any]
 
 
-def holds(value: float, goal: dict[str, Any]) -> bool:
-    """Whether a value meets its goal."""
+def allowed(goal: dict[str, Any]) -> tuple[float, float]:
+    """The least and the greatest value that meet a goal."""
     bound = goal["value"]
     if goal["relation"] == "within":
-        return abs(value - 1) <= bound
-    return value >= bound if goal["relation"] == ">=" else value <= bound
+        return 1 - bound, 1 + bound
+    return (bound, math.inf) if goal["relation"] == ">=" else (-math.inf, bound)
 
 
 def verdict(row: Kept) -> str:
-    """Met or missed by the value; "not sure" where the interval's ends do not all say the same."""
-    ends = [row[end] for end in ("value", "low", "high") if row[end] is not None]
-    said = {holds(end, row["goal"]) for end in ends}
-    word = "met" if holds(row["value"], row["goal"]) else "**missed**"
-    return word if len(said) == 1 and len(ends) == 3 else f"{word}, not sure"
+    """Met or missed by the value; "not sure" where the interval is not all on that side, or where there is none."""
+    least, greatest = allowed(row["goal"])
+    low, high = row["low"], row["high"]
+    if least <= row["value"] <= greatest:
+        sure = low is not None and least <= low and high <= greatest
+        return "met" if sure else "met, not sure"
+    sure = low is not None and (high < least or low > greatest)
+    return "**missed**" if sure else "**missed**, not sure"
 
 
 def words_of(goal: dict[str, Any] | None) -> str:

@@ -36,7 +36,8 @@ def match_of(target: PreTrainedModel, *, k: int = 3, eos: frozenset[int] = froze
 
 
 def by_name(match: Match) -> dict[str, peers.Contestant]:
-    return {one.name: one for one in (*peers.ours(match), *peers.peers(match))}
+    drafter = open_reader(match.drafter) if match.drafter is not None else None
+    return {one.name: one for one in (*peers.ours(match, open_reader(match.target), drafter), *peers.peers(match))}
 
 
 def test_all_contestants_write_the_same_greedy_tokens(tiny: Callable[..., PreTrainedModel]) -> None:
