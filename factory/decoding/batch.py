@@ -7,16 +7,22 @@ from dataclasses import dataclass, field
 
 import torch
 
+from factory.decoding.stops import Stops, StopWatch
 from factory.errors import DataError
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Where a text ends: after max_new_tokens, after any `eos` token, or where prompt and output fill the context."""
+    """Where a text ends.
+
+    After max_new_tokens, after any `eos` token, where prompt and output fill the context, or with the
+    first token at which the output contains a string of `stops`.
+    """
 
     max_new_tokens: int
     eos: frozenset[int]
     context: int
+    stops: Stops | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -28,8 +34,8 @@ class Generation:
     """What was written for one prompt, and what it took.
 
     `accepted` and `proposed` have one entry per round after the prefill. Guesses behind an accepted
-    EOS were examined by nobody and are not in `proposed`; so a round has a rejection iff
-    accepted < proposed, and emits accepted + 1 tokens unless it ends at an accepted EOS.
+    guess that ended the text were examined by nobody and are not in `proposed`; so a round has a
+    rejection iff accepted < proposed, and emits accepted + 1 tokens unless an accepted guess ends it.
     """
 
     prompt: list[int]
@@ -37,6 +43,7 @@ class Generation:
     target_passes: int = 0
     accepted: list[int] = field(default_factory=list)
     proposed: list[int] = field(default_factory=list)
+    stop: str | None = None  # the stop string that ended it
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Batch:
         self._limits = limits
         self._rows = list(self.generations)
         self._numbers = list(range(len(self._rows)))  # which prompt each row is of
+        self._watches: list[StopWatch] = [limits.stops.watch() for _ in prompts] if limits.stops else []
         most, context = limits.max_new_tokens, limits.context
         self._most = [min(most, context - len(prompt)) for prompt in prompts]  # tokens that each row may write
         self.capacity = max(
@@ -92,18 +100,19 @@ class Batch:
         """What the target reads next, [B, 1]."""
         return torch.tensor([row.tokens[-1:] for row in self._rows], device=device)
 
-    def begin(self, runs: list[list[int]]) -> list[list[int]]:
-        """Take the prefill's token of every row."""
-        for row, run in zip(self._rows, runs, strict=True):
+    def begin(self, tokens: list[list[int]]) -> list[list[int]]:
+        """Take the prefill's token of every row, [B, 1]."""
+        for place, (row, run) in enumerate(zip(self._rows, tokens, strict=True)):
             row.target_passes += 1
             row.tokens += run
-        return runs
+            self._end(place, run)
+        return tokens
 
     def emit(self, runs: list[list[int]], proposed: list[int]) -> list[list[int]]:
-        """Append one round's tokens, each row cut after its first EOS."""
-        eos, emitted = self._limits.eos, []
-        for row, run, guesses in zip(self._rows, runs, proposed, strict=True):
-            end = next((place for place, token in enumerate(run, 1) if token in eos), len(run))
+        """Append one round's tokens, each row cut where plain decoding would have stopped."""
+        emitted = []
+        for place, (row, run, guesses) in enumerate(zip(self._rows, runs, proposed, strict=True)):
+            end = self._end(place, run)
             row.target_passes += 1
             row.accepted.append(min(len(run) - 1, end))
             if end < len(run):
@@ -113,10 +122,24 @@ class Batch:
             emitted.append(run)
         return emitted
 
+    def _end(self, place: int, run: list[int]) -> int:
+        """After how many of these tokens the row's text ends, found token by token; all of them where it goes on."""
+        eos = self._limits.eos
+        for count, token in enumerate(run, 1):
+            if token in eos:
+                return count
+            if self._watches and (found := self._watches[place].push(token)) is not None:
+                self._rows[place].stop = found
+                return count
+        return len(run)
+
     def going_on(self, emitted: list[list[int]]) -> list[int]:
         """Which rows have not ended; the others leave. The last rows fill the gaps, so that few caches move."""
         eos = self._limits.eos
-        ended = [room == 0 or run[-1] in eos for room, run in zip(self.room(), emitted, strict=True)]
+        ended = [
+            room == 0 or run[-1] in eos or row.stop is not None
+            for room, run, row in zip(self.room(), emitted, self._rows, strict=True)
+        ]
         if not any(ended):
             return list(range(len(ended)))
         rows = [row for row, over in enumerate(ended) if not over]
@@ -126,6 +149,7 @@ class Batch:
         self._rows = [self._rows[row] for row in rows]
         self._numbers = [self._numbers[row] for row in rows]
         self._most = [self._most[row] for row in rows]
+        self._watches = [self._watches[row] for row in rows] if self._watches else []
         return rows
 
     def tell(self, listener: Listener | None, emitted: list[list[int]]) -> None:

@@ -84,6 +84,27 @@ def test_the_first_of_several_eos_ids_ends_the_text(
     assert (made.accepted, made.proposed) == ([2], [2])
 
 
+def test_rows_of_one_batch_end_at_different_eos_ids(
+    target: PreTrainedModel, reference: Callable[..., list[int]], script: type
+) -> None:
+    """One at the draft's last guess, one at a correction, one at a bonus, one at nothing."""
+    prompts = [PROMPT, [5], [0, 20, 31, 20], [11, 12, 13]]
+    texts = [reference(target, prompt, 20) for prompt in prompts]
+    assert all(len(set(text[:9])) == 9 for text in texts)
+    # the prefill writes token 0, so tokens 1 to 4 are guesses
+    eos = frozenset({texts[0][4], texts[1][2], texts[2][5]})
+    assert all(token not in eos for token in (*texts[0][:4], *texts[1][:2], *texts[2][:5], *texts[3]))
+    limits, noise = Limits(max_new_tokens=20, eos=eos, context=160), Noise(0, range(4))
+    wrong_at_2 = [
+        text if number != 1 else [*text[:2], (text[2] + 1) % 300, *text[3:]] for number, text in enumerate(texts)
+    ]
+    made = speculative(EagerReader(target), script(wrong_at_2, [], 300), prompts, 4, GREEDY, limits, noise)
+    assert [row.tokens for row in made] == [texts[0][:5], texts[1][:3], texts[2][:6], texts[3]]
+    assert [(row.accepted, row.proposed) for row in made[:3]] == [([4], [4]), ([1], [4]), ([4], [4])]
+    plain = autoregressive(EagerReader(target), prompts, GREEDY, limits, noise)
+    assert [row.tokens for row in plain] == [row.tokens for row in made]
+
+
 def test_an_eos_that_was_only_guessed_ends_nothing(
     target: PreTrainedModel, reference: Callable[..., list[int]], script: type
 ) -> None:
