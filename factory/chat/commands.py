@@ -14,7 +14,7 @@ HELP = """\
 /drafter on|off      the artifact's model, or the target alone
 /drafter lookup      copy from the text so far instead; /lookup is the same
 /more                go on with the last answer
-/compare             write the last answer again without the drafter and with it, unseen, and say how fast each was
+/compare             write the last answer again, by the target alone and drafted, and say how fast each was
 /clear               forget what was said
 /quit                leave; so do Ctrl-D, and Ctrl-C at the prompt
 Ctrl-C stops an answer and keeps what was written; a second one does not wait for the round to end.

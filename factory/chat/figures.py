@@ -40,7 +40,7 @@ def _beside(speed: Speed | None, alone: Speed | None) -> str:
 def compared(comparison: Comparison, greedy: bool) -> list[str]:
     """Lines on one answer written both ways."""
     alone, drafted = comparison.alone, comparison.drafted
-    lines = [_one("the target alone", alone), _one(f"with {drafted.drafter}", drafted)]
+    lines = [_one("the target alone", alone), _one(f"drafted by {drafted.drafter}", drafted)]
     if alone.speed is not None and drafted.speed is not None:
         lines.append(
             f"{drafted.speed.tok_per_s / alone.speed.tok_per_s:.2f}x from the first token on, "

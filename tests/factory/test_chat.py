@@ -347,7 +347,7 @@ def test_a_comparison_writes_the_same_answer_both_ways(session: Callable[..., Se
     assert len(talk.conversation.turns) == 1, "and is not said again"
     lines = compared(comparison, greedy=True)
     assert lines[0].startswith("the target alone: ")
-    assert lines[1].startswith("with model: ")
+    assert lines[1].startswith("drafted by model: ")
     assert lines[-1] == "the same tokens"
 
 
