@@ -55,7 +55,11 @@ class Examination:
             f"{dtype} {', '.join(f'{rate / 1e9:,.0f} GFLOP/s at {rows}' for rows, rate in points)}"
             for dtype, points in profile.few_rows_flop_per_s.items()
         ]
-        overhead = f"{1e3 * profile.layer_overhead_s:.2f} ms a layer, {1e3 * profile.step_overhead_s:.2f} ms a step"
+        overhead = f"{1e3 * profile.layer_overhead_s:.3f} ms a layer, {1e3 * profile.step_overhead_s:.3f} ms a step"
+        if profile.draft_overhead_s is not None:
+            overhead += f", {1e3 * profile.draft_overhead_s:.3f} ms a draft step, {1e3 * profile.round_overhead_s:.3f}"
+            overhead += " ms a round"
+        cached = "".join(f", {rate / 1e9:,.1f} GB/s of {size(held)}" for held, rate in profile.cached_bytes_per_s)
         memory = f"{size(profile.available_bytes)} free of {size(profile.memory_bytes)}"
         lines = {
             "device": f"{device}; {facts['system']}, {facts['cpu_capability']}",
@@ -65,7 +69,7 @@ class Examination:
             **{f"kernel {name}": found for name, found in self.kernels.items()},
             "versions": ", ".join(f"{name} {version}" for name, version in self.versions.items()),
             "profile": profile.words,
-            "  reading": f"{profile.bandwidth_bytes_per_s / 1e9:,.1f} GB/s",
+            "  reading": f"{profile.bandwidth_bytes_per_s / 1e9:,.1f} GB/s{cached}",
             "  products": rates,
             "  few rows": "; ".join(few) or "taken for as fast as large products",
             "  host": overhead,

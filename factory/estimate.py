@@ -47,7 +47,7 @@ class Forecast:
     dtype: str
     steps: tuple[Step, ...]  # the target first
     in_bytes: Costs  # the ceiling on any hardware
-    in_time: Costs  # on the device, with eager transformers
+    in_time: Costs  # on the device, with this engine
     disk_bytes: float  # that a build adds, the download of the target counted
     download_bytes: float  # of the target; 0 where it lies on this machine
     disk_free_bytes: int | None  # None: not known, or not asked
@@ -118,7 +118,7 @@ class Forecast:
             *table,
             f"  best speedup at alpha           {''.join(f'{alpha:.2f}'.lstrip('0').ljust(10) for alpha in ALPHAS)}c",
             f"    in bytes, on any hardware     {_best(self.in_bytes)}",
-            f"    in time, eager transformers   {_best(self.in_time)}",
+            f"    in time, with this engine     {_best(self.in_time)}",
             f"  a step of the target {seconds(self.in_time.target_s)}, of the drafter {seconds(self.in_time.draft_s)}; "
             f"verifying {VERIFIED + 1} tokens costs {t_v:.2f} steps; {self.dtype}, batch 1",
             f"  profile: {self.profile.words}",
@@ -237,7 +237,7 @@ def _warnings(in_bytes: Costs, in_time: Costs, drafter: Shape, profile: DevicePr
         )
     elif here < LOW_CEILING:
         found.append(
-            f"eager transformers on this device would bring {here:.2f}x at alpha .80 of the {ceiling:.2f}x that the "
+            f"this engine on this device would bring {here:.2f}x at alpha .80 of the {ceiling:.2f}x that the "
             "bytes allow: what a layer costs besides its bytes decides; fewer layers help, fewer bits do not"
         )
     if unpacked(drafter, profile):

@@ -2,7 +2,7 @@
 
 Two models of a step's cost at batch 1. *In bytes*: a step takes as long as streaming its weights, and
 verifying k + 1 tokens takes one step; hardware drops out, and what comes out is a ceiling. *In time*:
-a roofline of the device (bytes / bandwidth against operations / peak) and what eager transformers add
+a roofline of the device (bytes / bandwidth against operations / peak) and what the engine adds
 on the host. Neither knows attention over a long past, sampling, or acceptance: alpha is always given.
 """
 
@@ -47,6 +47,7 @@ class Costs:
     target_s: float  # 0 where no device is meant
     c: float
     verify: Callable[[int], float]  # k -> t_v(k+1)
+    round: float = 0.0  # what a round costs besides drafting and verification
 
     @property
     def draft_s(self) -> float:
@@ -59,7 +60,7 @@ class Costs:
 
     def speedup(self, alpha: float, k: int) -> float:
         """Modelled speedup of drafting k tokens a round."""
-        return modelled_speedup(alpha, k, self.c, self.verify(k))
+        return modelled_speedup(alpha, k, self.c, self.verify(k) + self.round)
 
     def best(self, alpha: float) -> tuple[float, int]:
         """Best speedup over k from 1 to 16, and that k; the smaller k where two are equal."""
@@ -72,10 +73,18 @@ def costs_in_bytes(drafter: Shape, target: Shape) -> Costs:
 
 
 def costs_in_time(drafter: Shape, target: Shape, profile: DeviceProfile, dtype: str) -> Costs:
-    """On a device, with eager transformers. Shapes as served (see `served`)."""
+    """On a device, with this project's engine. Shapes as served (see `served`)."""
     target_s = step_seconds(target, 1, profile, dtype)
-    draft_s = step_seconds(drafter, 1, profile, dtype)
-    return Costs(target_s, draft_s / target_s, lambda k: step_seconds(target, k + 1, profile, dtype) / target_s)
+    drafting = profile
+    if profile.draft_overhead_s is not None:
+        drafting = replace(profile, step_overhead_s=profile.draft_overhead_s)
+    draft_s = step_seconds(drafter, 1, drafting, dtype)
+    return Costs(
+        target_s,
+        draft_s / target_s,
+        lambda k: step_seconds(target, k + 1, profile, dtype) / target_s,
+        profile.round_overhead_s / target_s,
+    )
 
 
 def served(shape: Shape, dtype: str) -> Shape:
@@ -98,8 +107,11 @@ def step_seconds(shape: Shape, tokens: int, profile: DeviceProfile, dtype: str) 
     """
     if unpacked(shape, profile):
         shape = replace(shape, bits=shape.table_bits)
-    reading_s = shape.step_bytes / profile.bandwidth_bytes_per_s
+    reading_s = shape.step_bytes / profile.bandwidth(shape.step_bytes)
     computing_s = shape.step_operations * tokens / profile.peak(dtype, tokens)
     device_s = max(reading_s, computing_s)
-    host_s = shape.layers * profile.layer_overhead_s + profile.step_overhead_s
+    layer_s = profile.layer_overhead_s
+    if tokens > 1 and profile.verify_layer_overhead_s is not None:
+        layer_s = profile.verify_layer_overhead_s
+    host_s = shape.layers * layer_s + profile.step_overhead_s
     return device_s + host_s if profile.kind == "cpu" else max(device_s, host_s)

@@ -1,15 +1,15 @@
-"""A device's profile, measured: what it reads, what it computes, what eager transformers add on the host.
+"""A device's profile, measured: what it reads, what it computes, what the engine adds on the host.
 
 A few seconds and about half a gigabyte: reading weights that no cache holds, matrix products in each
-dtype, the same weights with a few rows, and one decode step of tiny Llamas of two depths, whose
+dtype, the same weights with a few rows, and real decoding with tiny Llamas of two depths, whose
 difference is what a layer costs besides its bytes. Knows nothing of recipes and reads no model.
 """
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from factory import profile as profiles
@@ -17,10 +17,15 @@ from factory.profile import DeviceProfile
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
+
+    from factory.decoding.drafters import Drafter
+    from factory.decoding.reader import Reader
 
 ROWS = (2, 5, 9, 17)  # what verifying k = 1, 4, 8 and 16 tokens reads at once
-_STREAMED_BYTES = 512 << 20  # more than any CPU's cache
+_CACHED_BYTES = (8 << 20, 64 << 20)  # models that a cache may hold
 _MATRIX = 4096  # rows and columns of a streamed matrix
+_TOKENS = 48  # written by the tiny Llamas
 _BUDGET_S = 0.7  # of each figure
 _PRODUCT_S = 0.03  # a product that takes so long is large enough
 
@@ -36,9 +41,10 @@ def measured(device: str, name: str) -> DeviceProfile:
         free, total = torch.cuda.mem_get_info(device)
     with torch.inference_mode():
         one_row_s, streamed_bytes = _streaming(device, streamed, 1)
+        cached = tuple(_cached(device, streamed, size) for size in _CACHED_BYTES) if kind == "cpu" else ()
         peaks = {str(t).removeprefix("torch."): _product_rate(device, t) for t in (torch.float32, torch.bfloat16)}
         few = {str(t).removeprefix("torch."): _few_rows(device, t) for t in (torch.float32, torch.bfloat16)}
-        layer_s, step_s = _overheads(device)
+        host = _overheads(device)
     return DeviceProfile(
         name=name,
         kind=kind,
@@ -49,8 +55,8 @@ def measured(device: str, name: str) -> DeviceProfile:
         bandwidth_bytes_per_s=streamed_bytes / one_row_s,
         peak_flop_per_s=peaks,
         few_rows_flop_per_s=few,
-        layer_overhead_s=layer_s,
-        step_overhead_s=step_s,
+        cached_bytes_per_s=cached,
+        **host,
         threads=torch.get_num_threads() if kind == "cpu" else None,
     )
 
@@ -75,17 +81,31 @@ def _fastest_s(work: Callable[[], object], device: str, budget_s: float = _BUDGE
     return min(runs)
 
 
-def _streaming(device: str, dtype: torch.dtype, rows: int) -> tuple[float, int]:
-    """(seconds, bytes) of one pass of `rows` rows through weights that no cache holds, as nn.Linear does it."""
+def _streaming(
+    device: str, dtype: torch.dtype, rows: int, streamed_bytes: int | None = None, width: int | None = None
+) -> tuple[float, int]:
+    """(seconds, bytes) of one pass of `rows` rows through square weights of that width, as a reader multiplies them."""
     import torch
 
+    from factory.decoding.products import tuned_products, why_no_packing
+    from factory.decoding.wiring import plain_products
+
+    streamed_bytes, width = streamed_bytes or profiles.STREAMED_BYTES, width or _MATRIX
     _, available = profiles.machine_memory()
-    room = _STREAMED_BYTES if available is None else min(_STREAMED_BYTES, available // 4)
-    count = max(2, int(room // (_MATRIX * _MATRIX * dtype.itemsize)))
-    weights = [torch.ones(_MATRIX, _MATRIX, dtype=dtype, device=device) for _ in range(count)]
-    x = torch.ones(rows, _MATRIX, dtype=dtype, device=device)
-    taken_s = _fastest_s(lambda: [torch.nn.functional.linear(x, weight) for weight in weights], device)
-    return taken_s, count * _MATRIX * _MATRIX * dtype.itemsize
+    room = streamed_bytes if available is None else min(streamed_bytes, available // 4)
+    count = max(2, int(room // (width * width * dtype.itemsize)))
+    weights = [(torch.ones(width, width, dtype=dtype, device=device), None) for _ in range(count)]
+    packs = not device.startswith("cuda") and why_no_packing(dtype) is None
+    products = tuned_products(weights, time.perf_counter, (rows,)) if packs else plain_products(weights)
+    x = torch.ones(1, rows, width, dtype=dtype, device=device)
+    taken_s = _fastest_s(lambda: [product(x, rows) for product in products], device)
+    return taken_s, count * width * width * dtype.itemsize
+
+
+def _cached(device: str, dtype: torch.dtype, size: int) -> tuple[int, float]:
+    """(bytes, bytes/s) of one row through weights of that size, read again and again."""
+    taken_s, streamed_bytes = _streaming(device, dtype, 1, size, 512)
+    return streamed_bytes, streamed_bytes / taken_s
 
 
 def _few_rows(device: str, dtype: torch.dtype) -> tuple[tuple[int, float], ...]:
@@ -104,7 +124,7 @@ def _product_rate(device: str, dtype: torch.dtype) -> float:
     width, rate = 512, 0.0
     while width <= 16384:
         a = torch.ones(width, width, dtype=dtype, device=device)
-        taken_s = _fastest_s(functools.partial(torch.matmul, a, a), device, _BUDGET_S / 5)
+        taken_s = _fastest_s(partial(torch.matmul, a, a), device, _BUDGET_S / 5)
         rate = max(rate, 2 * width**3 / taken_s)
         if taken_s > _PRODUCT_S:
             break
@@ -112,39 +132,65 @@ def _product_rate(device: str, dtype: torch.dtype) -> float:
     return rate
 
 
-def _overheads(device: str) -> tuple[float, float]:
-    """Seconds of the host for a layer and for a step besides: from decode steps of Llamas with 2 and 10 tiny layers.
+def _overheads(device: str) -> dict[str, float]:
+    """Seconds of the host by what it is for: from decoding with Llamas of 2 and 10 tiny layers.
 
-    On one thread: Python has no more, and tensors this small gain nothing from a second.
+    What a layer adds is the difference of two depths, of single steps and of verifications; what a
+    draft step adds is the difference of two k; what is left is a round's own.
     """
+    from factory.decoding.drafters import ModelDrafter
+    from factory.decoding.readers import open_reader
+
+    readers = {layers: open_reader(_tiny_llama(layers, device)) for layers in (2, 10)}
+    drafter = ModelDrafter(open_reader(_tiny_llama(2, device)), "drafter")
+    plain = {layers: _seconds(partial(_write, reader), device) for layers, reader in readers.items()}
+    rounds = {
+        (layers, k): _seconds(partial(_write, readers[layers], drafter, k), device)
+        for layers, k in ((2, 1), (2, 4), (10, 4))
+    }
+    layer_s = max(0.0, (plain[10] - plain[2]) / 8)
+    verify_layer_s = max(0.0, (rounds[10, 4] - rounds[2, 4]) / 8)
+    step_s = max(0.0, plain[2] - 2 * layer_s)
+    draft_s = max(0.0, (rounds[2, 4] - rounds[2, 1]) / 3)
+    return {
+        "layer_overhead_s": layer_s,
+        "verify_layer_overhead_s": verify_layer_s,
+        "step_overhead_s": step_s,
+        "draft_overhead_s": max(0.0, draft_s - 2 * layer_s),
+        "round_overhead_s": max(0.0, rounds[2, 4] - 4 * draft_s - 2 * verify_layer_s - step_s),
+    }
+
+
+def _tiny_llama(layers: int, device: str) -> PreTrainedModel:
+    """So small that its arithmetic is nothing; equal from call to call where the layers are."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from factory.decoding.eager import EagerReader
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+    )
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).to(device).eval()
 
-    taken: dict[int, float] = {}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for layers in (2, 10):
-        config = LlamaConfig(
-            vocab_size=64,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            max_position_embeddings=512,
-        )
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-            reader = EagerReader(LlamaForCausalLM(config).to(device).eval())
-        reader.start(1, 64)
-        token = torch.ones(1, 1, dtype=torch.long, device=device)
-        reader.feed(token)
 
-        def step(reader: EagerReader = reader, token: torch.Tensor = token) -> None:
-            reader.feed(token)
-            reader.rewind([1])
+def _write(reader: Reader, drafter: Drafter | None = None, k: int = 1) -> int:
+    """Write a text from one token; returns the rounds after the prefill."""
+    from factory.decoding.decoder import Limits, autoregressive, speculative
+    from factory.decoding.sampling import Noise, Sampling
 
-        taken[layers] = _fastest_s(step, device)
-    torch.set_num_threads(threads)
-    layer_s = max(0.0, (taken[10] - taken[2]) / 8)
-    return layer_s, max(0.0, taken[2] - 2 * layer_s)
+    limits, noise = Limits(1 + _TOKENS * (k + 1) // 2, frozenset(), 512), Noise(0, [0], reader.device)
+    if drafter is None:
+        return autoregressive(reader, [[1]], Sampling(), limits, noise)[0].target_passes - 1
+    return speculative(reader, drafter, [[1]], k, Sampling(), limits, noise)[0].target_passes - 1
+
+
+def _seconds(write: Callable[[], int], device: str) -> float:
+    """Seconds a round: the fastest writing / its rounds. The prefill of one token counts as one of them."""
+    rounds = write() + 1
+    return _fastest_s(write, device) / rounds

@@ -24,7 +24,7 @@ Kind = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """A device's memory, its two roofs, and what eager transformers add on the host. Figures by dtype name."""
+    """A device's memory, its two roofs, and what the engine adds on the host. Figures by dtype name."""
 
     name: str
     kind: Kind
@@ -32,12 +32,17 @@ class DeviceProfile:
     source: str  # where the figures are from, in words
     memory_bytes: int | None  # in all; None: not known
     available_bytes: int | None  # free when it was asked
-    bandwidth_bytes_per_s: float  # reading weights for one token
+    bandwidth_bytes_per_s: float  # reading weights for one token, more than any cache holds
     peak_flop_per_s: dict[str, float]  # large matrix products: training, prefill
     # (rows, FLOP/s) of products of a few rows, which is what verification is: CPUs reach a small share of their peak.
     few_rows_flop_per_s: dict[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    # (bytes, bytes/s) of smaller models, whose weights a processor's cache keeps from step to step; ascending
+    cached_bytes_per_s: tuple[tuple[int, float], ...] = ()
     layer_overhead_s: float = 0.0  # host time of one layer in one step
-    step_overhead_s: float = 0.0  # host time of one step besides its layers
+    step_overhead_s: float = 0.0  # host time of one step besides its layers, sampling among it
+    verify_layer_overhead_s: float | None = None  # of one layer where a pass reads several tokens; None: the same
+    draft_overhead_s: float | None = None  # the same of a draft step; None: as step_overhead_s
+    round_overhead_s: float = 0.0  # what a round of speculation adds to its draft steps and its verification
     threads: int | None = None
 
     @property
@@ -57,6 +62,17 @@ class DeviceProfile:
             return share * self.peak_flop_per_s[name]
         return share * _rate_at(tokens, points)
 
+    def bandwidth(self, streamed_bytes: float) -> float:
+        """Bytes/s at which so many bytes of weights are read again and again: on a line between measured sizes."""
+        points = (*self.cached_bytes_per_s, (STREAMED_BYTES, self.bandwidth_bytes_per_s))
+        if streamed_bytes <= points[0][0]:
+            return points[0][1]
+        for (fewer, faster), (more, slower) in pairwise(points):
+            if streamed_bytes <= more:
+                share = (streamed_bytes - fewer) / (more - fewer)
+                return streamed_bytes / ((1 - share) * fewer / faster + share * more / slower)
+        return self.bandwidth_bytes_per_s
+
     def default_dtype(self, asked: str = "auto") -> str:
         """What `target.dtype: auto` becomes on this device, as models.resolve_dtype has it."""
         if asked != "auto":
@@ -66,11 +82,13 @@ class DeviceProfile:
     def record(self) -> dict[str, Any]:
         """As JSON."""
         few = {dtype: [list(point) for point in points] for dtype, points in self.few_rows_flop_per_s.items()}
-        return {**asdict(self), "few_rows_flop_per_s": few}
+        cached = [list(point) for point in self.cached_bytes_per_s]
+        return {**asdict(self), "few_rows_flop_per_s": few, "cached_bytes_per_s": cached}
 
 
+STREAMED_BYTES = 512 << 20  # what the bandwidth of memory is measured on
 FEW_ROWS = 32  # up to so many rows a matrix product is taken for one of few rows
-_OVERHEAD_S = 0.7e-3  # eager transformers' Python, a layer and step, on an AMD EPYC; a GPU's host pays it too
+_OVERHEAD_S = 0.7e-3  # transformers' modules, a layer and step, on an AMD EPYC: the lean reader adds less
 
 BUILT_IN: dict[str, DeviceProfile] = {
     "cpu": DeviceProfile(
@@ -82,8 +100,8 @@ BUILT_IN: dict[str, DeviceProfile] = {
         available_bytes=None,
         bandwidth_bytes_per_s=25e9,
         peak_flop_per_s={"float32": 136e9, "bfloat16": 136e9},
-        # 5 and 8 rows through the 110 M weights of a 12-layer Llama's nn.Linear took 66.5 and 70.0 ms there.
-        few_rows_flop_per_s={"float32": ((5, 16500000000.0), (8, 25000000000.0))},
+        # 5 and 8 rows through the 110 M weights of a 12-layer Llama took 29.6 and 34.8 ms there, packed.
+        few_rows_flop_per_s={"float32": ((5, 37.1e9), (8, 50.4e9))},
         layer_overhead_s=_OVERHEAD_S,
         threads=2,
     ),
@@ -183,9 +201,10 @@ def _stored(kind: Kind) -> DeviceProfile | None:
         facts = json.loads(profile_file(kind).read_text(encoding="utf-8"))
         few = {dtype: tuple((int(n), float(r)) for n, r in at) for dtype, at in facts["few_rows_flop_per_s"].items()}
         facts["few_rows_flop_per_s"] = few
+        facts["cached_bytes_per_s"] = tuple((int(n), float(rate)) for n, rate in facts["cached_bytes_per_s"])
         profile = DeviceProfile(**{known.name: facts[known.name] for known in fields(DeviceProfile)})
         rates = [profile.bandwidth_bytes_per_s, *profile.peak_flop_per_s.values()]
-        rates += [rate for points in few.values() for _, rate in points]
+        rates += [rate for points in (*few.values(), profile.cached_bytes_per_s) for _, rate in points]
         sound = profile.kind == kind and min(rates) > 0 and {"float32", "bfloat16"} <= set(profile.peak_flop_per_s)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -58,14 +58,14 @@ def _why_wrong(make: Callable[[Linear], Product], dtype: torch.dtype, name: str)
     return None if float(error) < 0.5 else f"{name} is wrong here by {float(error):.2g}"
 
 
-def tuned_products(linears: Sequence[Linear], now_s: Now) -> list[Product]:
-    """For each weight the faster of the plain and the packed product, by number of rows."""
+def tuned_products(linears: Sequence[Linear], now_s: Now, rows: Sequence[int] = ROWS) -> list[Product]:
+    """For each weight the faster of the plain and the packed product, as compared at those numbers of rows."""
     products = plain_products(linears)
     for places in _by_shape(linears).values():
-        packed_at = _packed_rows([linears[place] for place in places[:PROBED]], now_s)
+        packed_at = _packed_rows([linears[place] for place in places[:PROBED]], now_s, rows)
         if any(packed_at):
             for place in places:
-                products[place] = _choice(products[place], _packed(linears[place]), packed_at)
+                products[place] = _choice(products[place], _packed(linears[place]), rows, packed_at)
     return products
 
 
@@ -73,7 +73,7 @@ def int8_products(linears: Sequence[Linear]) -> list[Product]:
     """8-bit weights for single tokens and short runs; the plain product for more rows."""
     int8_at = [rows <= INT8_ROWS for rows in ROWS]
     plain = plain_products(linears)
-    return [_choice(more, _int8(linear), int8_at) for linear, more in zip(linears, plain, strict=True)]
+    return [_choice(more, _int8(linear), ROWS, int8_at) for linear, more in zip(linears, plain, strict=True)]
 
 
 def _by_shape(linears: Sequence[Linear]) -> dict[tuple[int, ...], list[int]]:
@@ -83,13 +83,13 @@ def _by_shape(linears: Sequence[Linear]) -> dict[tuple[int, ...], list[int]]:
     return groups
 
 
-def _packed_rows(probes: Sequence[Linear], now_s: Now) -> list[bool]:
-    """For each of ROWS whether the packed product is faster on these weights of one shape."""
+def _packed_rows(probes: Sequence[Linear], now_s: Now, at: Sequence[int]) -> list[bool]:
+    """For each number of rows whether the packed product is faster on these weights of one shape."""
     weight = probes[0][0]
     kernels = (plain_products(probes), [_packed(probe) for probe in probes])
     faster = []
-    for rows in ROWS:
-        x = torch.randn(1, rows, weight.shape[1]).to(weight.dtype)
+    for rows in at:
+        x = torch.ones(1, rows, weight.shape[1], dtype=weight.dtype)
         best = [math.inf, math.inf]
         for _ in range(REPEATS):
             for which, kernel in enumerate(kernels):
@@ -101,9 +101,9 @@ def _packed_rows(probes: Sequence[Linear], now_s: Now) -> list[bool]:
     return faster
 
 
-def _choice(plain: Product, other: Product, other_at: Sequence[bool]) -> Product:
-    """`other` at the rows where `other_at` says so, by ROWS."""
-    table = [other_at[max(0, bisect_right(ROWS, rows) - 1)] for rows in range(ROWS[-1])]
+def _choice(plain: Product, other: Product, at: Sequence[int], other_at: Sequence[bool]) -> Product:
+    """`other` at the numbers of rows where `other_at` says so; what holds at one of `at` holds up to the next."""
+    table = [other_at[max(0, bisect_right(at, rows) - 1)] for rows in range(at[-1])]
     beyond = other_at[-1]
     if all(table) and beyond:
         return other

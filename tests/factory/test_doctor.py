@@ -15,7 +15,9 @@ from factory.profile import BUILT_IN, load
 @pytest.fixture(autouse=True)
 def _small_and_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(gauge, "_STREAMED_BYTES", 1 << 20)
+    monkeypatch.setattr(gauge, "_CACHED_BYTES", (1 << 20, 2 << 20))
+    monkeypatch.setattr(gauge, "_TOKENS", 6)
+    monkeypatch.setattr(profiles, "STREAMED_BYTES", 4 << 20)
     monkeypatch.setattr(gauge, "_MATRIX", 128)
     monkeypatch.setattr(gauge, "_BUDGET_S", 0.0)
     monkeypatch.setattr(gauge, "_PRODUCT_S", 0.0)
@@ -50,7 +52,7 @@ def test_what_is_measured_is_what_forecasts_use_from_then_on() -> None:
 
 
 def test_streaming_counts_the_bytes_that_it_reads() -> None:
-    taken_s, read = gauge._streaming("cpu", torch.float32, 2)
+    taken_s, read = gauge._streaming("cpu", torch.float32, 2, 1 << 20)
     assert taken_s > 0 and read == 1 << 20
 
 
@@ -61,12 +63,30 @@ def test_the_fastest_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gauge._fastest_s(lambda: None, "cpu", budget_s=20.0) == 2.0
 
 
-def test_an_overhead_is_the_difference_of_two_depths(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = iter([0.5, 0.9])
-    monkeypatch.setattr(gauge, "_fastest_s", lambda *_: next(steps))
+def test_overheads_are_differences_of_depths_and_of_k(monkeypatch: pytest.MonkeyPatch) -> None:
+    # seconds a round: plain at 2 and 10 layers; rounds of (2 layers, k = 1), (2, 4), (10, 4)
+    taken = iter([0.5, 0.9, 1.4, 2.6, 3.4])
+    monkeypatch.setattr(gauge, "_seconds", lambda *_: next(taken))
     with torch.inference_mode():
-        layer_s, step_s = gauge._overheads("cpu")
-    assert (layer_s, step_s) == (pytest.approx(0.05), pytest.approx(0.4))
+        found = gauge._overheads("cpu")
+    assert found == {
+        "layer_overhead_s": pytest.approx(0.05),
+        "verify_layer_overhead_s": pytest.approx(0.1),
+        "step_overhead_s": pytest.approx(0.4),  # .5 less two layers
+        "draft_overhead_s": pytest.approx(0.3),  # (2.6 - 1.4) / 3 less two layers
+        "round_overhead_s": pytest.approx(0.4),  # 2.6 less four draft steps of .4, two layers of .1 and a step of .4
+    }
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_what_is_timed_is_whole_rounds(k: int) -> None:
+    from factory.decoding.drafters import ModelDrafter
+    from factory.decoding.readers import open_reader
+
+    reader = open_reader(gauge._tiny_llama(2, "cpu"))
+    twin = ModelDrafter(open_reader(gauge._tiny_llama(2, "cpu")), "twin")
+    rounds = gauge._write(reader, twin, k)  # every guess is accepted
+    assert rounds == -(-(gauge._TOKENS * (k + 1) // 2) // (k + 1))
 
 
 def test_an_unreachable_hub_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,18 @@ def test_the_hosts_time_adds_on_a_cpu_and_hides_behind_a_gpu() -> None:
     assert costs.c == 0.25
 
 
+def test_what_drafting_verifying_and_a_round_add_on_the_host() -> None:
+    shape = small()
+    host = replace(EAGER, kind="cpu", verify_layer_overhead_s=0.75, draft_overhead_s=0.125, round_overhead_s=2.0)
+    plain, costs = (costs_in_time(shape, shape, device, "float32") for device in (replace(EAGER, kind="cpu"), host))
+    assert costs.target_s == plain.target_s
+    assert costs.draft_s == pytest.approx(plain.draft_s - 0.125)
+    assert costs.verify_s(3) == pytest.approx(plain.verify_s(3) + shape.layers * 0.25)
+    tokens = 1 + 0.5 + 0.25 + 0.125
+    round_s = 3 * costs.draft_s + costs.verify_s(3) + 2.0
+    assert costs.speedup(0.5, 3) == pytest.approx(tokens * costs.target_s / round_s)
+
+
 def test_few_rows_reach_a_smaller_share_of_the_peak() -> None:
     shape = small()
     slow = replace(DEVICE, few_rows_flop_per_s={"float32": ((5, 1e3), (9, 1e3))})
@@ -287,7 +299,7 @@ def test_the_host_is_named_where_it_decides(tmp_path: Path) -> None:
     slow = replace(BUILT_IN["h200"], step_overhead_s=0.02)
     found = forecast(tmp_path, HALF.replace("keep: 16", "keep: 4"), slow)
     assert found.in_bytes.best(0.8)[0] > LOW_CEILING > found.in_time.best(0.8)[0]
-    assert any(warning.startswith("eager transformers on this device") for warning in found.warnings)
+    assert any(warning.startswith("this engine on this device") for warning in found.warnings)
 
 
 def test_what_does_not_fit_is_refused_and_named(tmp_path: Path) -> None:

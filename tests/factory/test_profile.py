@@ -103,3 +103,14 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(FactoryError, match=r"cannot be written .*XDG_CACHE_HOME"):
         store(MINE)
+
+
+def test_the_bandwidth_of_models_that_a_cache_holds() -> None:
+    whole = replace(BUILT_IN["cpu"], bandwidth_bytes_per_s=1e9, cached_bytes_per_s=((1 << 20, 4e9), (1 << 28, 2e9)))
+    assert whole.bandwidth(1) == whole.bandwidth(1 << 20) == 4e9
+    assert whole.bandwidth(1 << 28) == pytest.approx(2e9)
+    assert 1e9 < whole.bandwidth((1 << 28) + (1 << 27)) < 2e9
+    assert whole.bandwidth(1 << 29) == pytest.approx(1e9) and whole.bandwidth(1 << 33) == 1e9
+    assert BUILT_IN["cpu"].bandwidth(1) == 25e9
+    seconds = [size / whole.bandwidth(size) for size in range(1 << 18, 1 << 30, 1 << 22)]
+    assert seconds == sorted(seconds)  # more bytes never take less time
