@@ -72,10 +72,10 @@ def _cell(left: float, top: float, best: Figures, words: str) -> str:
     colour = "--series-0" if best["speedup"] >= 1 else "--series-1"
     depth = DEEPEST * min(1.0, abs(math.log2(best["speedup"])))
     middle = left + CELL_WIDTH / 2
+    box = f'x="{left + 1:.1f}" y="{top + 1:.1f}" width="{CELL_WIDTH - 2}" height="{CELL_HEIGHT - 2}"'
     return (
         f'<g style="--mark: var({colour})"><title>{escape(words)}</title>'
-        f'<rect class="bar" x="{left + 1:.1f}" y="{top + 1:.1f}" width="{CELL_WIDTH - 2}" height="{CELL_HEIGHT - 2}" '
-        f'fill-opacity="{depth:.2f}"/>'
+        f'<rect class="bar" {box} fill-opacity="{depth:.2f}"/><rect class="tile" {box}/>'
         + text(middle, top + 19, f"{best['speedup']:.2f}x", anchor="middle", kind="cell big")
         + text(middle, top + 33, f"k = {best['k']}" if best["pays"] else "off", anchor="middle", kind="cell")
         + "</g>"

@@ -23,7 +23,9 @@ figure { margin: 0; } svg { width: 100%; height: auto; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--soft); paint-order: stroke; stroke: var(--page);
   stroke-width: 3px; stroke-linejoin: round; }
 .small svg text { font-size: 9px; } svg .title { fill: var(--ink); }
-svg .inside { fill: var(--page); stroke: none; } .broad { max-width: 48rem; }
+svg .inside { fill: var(--page); stroke: none; } svg .cell { fill: var(--ink); stroke: none; }
+svg .big { font-size: 13px; font-weight: 600; } .tile { fill: none; stroke: var(--line); }
+summary { cursor: pointer; color: var(--soft); } ul { padding-left: 1.2rem; } .broad { max-width: 48rem; }
 .roof { stroke: var(--ink); stroke-width: 1.5; fill: none; } .leader { stroke: var(--line); }
 .grid, .axis { stroke: var(--line); } .level { stroke: var(--soft); stroke-dasharray: 4 3; }
 .interval { stroke: var(--mark); stroke-width: 2; } .mark, .bar { fill: var(--mark); }

@@ -305,7 +305,7 @@ def test_a_heat_map_says_figure_and_k_or_off_and_shades_by_distance_from_one() -
     svg = ElementTree.fromstring(heat_map(found, found["drafters"][0]))
     texts = ["".join(element.itertext()) for element in svg.iter("text")]
     assert texts[-6:] == ["1.90x", "k = 2", "1.05x", "off", "0.50x", "off"]
-    depths = [float(element.get("fill-opacity", "1")) for element in svg.iter("rect")]
+    depths = [float(element.get("fill-opacity", "1")) for element in svg.iter("rect") if element.get("class") == "bar"]
     assert depths[1] < depths[0] < depths[2]
     colours = [element.get("style") for element in svg.iter("g")]
     assert colours[0] == colours[1] != colours[2]
