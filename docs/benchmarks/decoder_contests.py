@@ -223,7 +223,7 @@ def batches(pair: Pair) -> Iterator[Row]:
         into[at + 1] += tokens
 
     write(groups[0]), write(groups[0][:1])
-    for repeat in range(pair.settings.repeats):
+    for repeat in range(pair.settings.batch_repeats):
         for place, group in enumerate(groups):
             arms = [([[prompt] for prompt in group], 0), ([group], 2)]
             for parts, at in arms if (repeat + place) % 2 == 0 else arms[::-1]:

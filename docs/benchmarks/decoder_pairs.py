@@ -54,6 +54,7 @@ class Settings:
     passes: int = 40  # single passes that a ratio of passes is made of
     batch: int = 8
     groups: int = 3  # of `batch` prompts
+    batch_repeats: int = 2
     ks: tuple[int, ...] = (1, 2, 3, 4)  # tried for the best speedup
     drafter_layers: int = 1  # of the 110M shape
     k: int = 4  # against peers: 5 tokens to verify
@@ -79,6 +80,7 @@ QUICK = Settings(
     repeats=1,
     passes=4,
     groups=2,
+    batch_repeats=1,
     ks=(1, 2),
     hidden=128,
     layers=3,
