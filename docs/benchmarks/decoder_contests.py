@@ -176,11 +176,14 @@ def best_speedup(contests: Contests) -> Iterator[Row]:
 
 
 def forecasts(contests: Contests, profile: DeviceProfile) -> Iterator[Row]:
-    """Forecast at the measured alpha / measured, greedy: the best drafter, and the same one at other k."""
+    """Forecast at the measured alpha / measured, greedy: the best drafter in float32, at every k that was tried.
+
+    8-bit drafters are in no forecast.
+    """
     pair = contests.pair
-    ranked = [way for way, _ in contests.chosen(0.0) if not way.lookup]
+    ranked = [way for way, _ in contests.chosen(0.0) if not way.lookup and way.kind == "auto"]
     best = ranked[0]
-    ways = [way for way in ranked if (way.name, way.kind) == (best.name, best.kind)]
+    ways = [way for way in ranked if way.name == best.name]
     found = contests.run(ways, pair.fresh or pair.timed, Sampling())
     costs = costs_in_time(pair.shape(best.name), pair.shape(), profile, DTYPE)
     for way in ways:

@@ -178,9 +178,9 @@ def block(work: Pass, repeats: int) -> float:
 
 
 def draft_steps(pair: Pair, drafter: str, profile: DeviceProfile, kinds: Sequence[ReaderKind] = KINDS) -> Iterator[Row]:
-    """A draft step / reading its weights once at the measured bandwidth, by reader; what is above 1 is overhead.
+    """A draft step / reading its weights once, by reader; what is above 1 is overhead.
 
-    The weights of a small drafter stay in the processor's caches, which are faster: then even 1 is no floor.
+    The bandwidth is that measured for so many bytes: a small drafter's weights stay in the processor's caches.
     """
     shape = pair.shape(drafter)
     for kind in kinds:
@@ -188,7 +188,7 @@ def draft_steps(pair: Pair, drafter: str, profile: DeviceProfile, kinds: Sequenc
         if reader.name != kind:
             continue
         streamed = shape.step_bytes * (0.25 if kind == "packed-int8" else 1.0)
-        floor_s = streamed / profile.bandwidth_bytes_per_s
+        floor_s = streamed / profile.bandwidth(streamed)
         work = pass_of(reader, 1)
         for _ in range(WARM_UP):
             work()
