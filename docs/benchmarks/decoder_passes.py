@@ -14,12 +14,12 @@ from eval.stats import Interval, speedup
 from factory.decoding.decoder import speculative
 from factory.decoding.drafters import ModelDrafter
 from factory.decoding.reader import Reader
-from factory.decoding.readers import ReaderKind, open_reader
+from factory.decoding.readers import ReaderKind, open_reader, require_target_reader
 from factory.decoding.sampling import Noise, Sampling
+from factory.errors import UnsupportedModel
 from factory.profile import DeviceProfile
 
 KINDS: tuple[ReaderKind, ...] = tuple(kind for kind in get_args(ReaderKind) if kind != "auto")
-DRAFTERS_ONLY = ("packed-int8",)  # changes what a model says
 WARM_UP = 3  # passes
 AT = 48  # tokens before a pass that is timed alone
 Row = dict[str, Any]
@@ -97,7 +97,11 @@ def one_and_many(reader: Reader, width: int) -> tuple[Pass, Pass]:
 def verification(pair: Pair) -> Iterator[Row]:
     """k + 1 tokens in one pass / one token in one pass, by reader. The goal is for the reader that `auto` takes."""
     chosen, width = pair.reader().name, pair.settings.k + 1
-    for kind in (kind for kind in KINDS if kind not in DRAFTERS_ONLY):
+    for kind in KINDS:
+        try:
+            require_target_reader(kind)
+        except UnsupportedModel:
+            continue  # it would change what the target says
         reader = pair.reader() if kind == chosen else open_reader(pair.target, kind)
         if reader.name != kind:
             continue  # fell back to one that is measured anyway
