@@ -125,6 +125,8 @@ class Batch:
     def _end(self, place: int, run: list[int]) -> int:
         """After how many of these tokens the row's text ends, found token by token; all of them where it goes on."""
         eos = self._limits.eos
+        if not self._watches and eos.isdisjoint(run):
+            return len(run)
         for count, token in enumerate(run, 1):
             if token in eos:
                 return count

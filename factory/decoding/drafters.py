@@ -74,17 +74,18 @@ class ModelDrafter:
         ]
         logits = reader.feed_last(*right_padded(unread, reader.device))
         numbers = sampler.uniform("draft", guesses)
-        tokens = torch.empty(len(length), guesses, dtype=torch.long, device=reader.device)
+        tokens: list[torch.Tensor] = []  # [B, 1] each
         drawn_from: list[torch.Tensor] = []
         for guess in range(guesses):
             if guess > 0:
                 fed = None if guess < min(length) else [int(guess < room) for room in length]
-                logits = reader.feed_last(tokens[:, guess - 1 : guess], fed)
-            q = sampler.distribution(logits, tokens[:, :guess])
-            tokens[:, guess] = draw(q, None if numbers is None else numbers[:, guess : guess + 1])
+                logits = reader.feed_last(tokens[-1], fed)
+            q = sampler.distribution(logits, torch.cat(tokens, dim=1) if tokens and sampler.looks_back else None)
+            tokens.append(draw(q, None if numbers is None else numbers[:, guess : guess + 1]).unsqueeze(1))
             if not isinstance(q, PointMasses):
                 drawn_from.append(q)
-        return Draft(tokens, length, torch.stack(drawn_from, dim=1) if drawn_from else None)
+        q_of_all = torch.stack(drawn_from, dim=1) if drawn_from else None
+        return Draft(torch.cat(tokens, dim=1), length, q_of_all)
 
     def commit(self, tokens: list[list[int]]) -> None:
         """Rewind to what was emitted: of a row's tokens only the last was not drafted here."""

@@ -94,4 +94,4 @@ def _standing(stands: torch.Tensor, draft: Draft) -> torch.Tensor:
             torch.arange(guesses, device=stands.device) < torch.tensor(draft.length, device=stands.device)[:, None]
         )
         stands = stands & offered
-    return stands.long().cumprod(dim=1).sum(dim=1)
+    return stands.cumprod(dim=1).sum(dim=1)

@@ -40,6 +40,11 @@ class Sampler:
         self._noise = Noise(noise.seed, noise.requests, device)
         self._history = History(prompts, capacity, sampling, eos, vocabulary, device) if sampling.looks_back else None
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether `distribution` wants to know what was drafted."""
+        return self._history is not None
+
     def distribution(self, logits: torch.Tensor, drafted: torch.Tensor | None = None) -> Distribution:
         """What tokens are drawn from, logits [B, T, V] -> [B, T, V] float32, or point masses [B, T] under greedy.
 

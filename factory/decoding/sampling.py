@@ -101,7 +101,11 @@ def most_likely(logits: torch.Tensor) -> torch.Tensor:
 
     The one tie rule: both arms and all drafters come here with logits in the model's own dtype.
     """
-    return logits.argmax(dim=-1)
+    if logits.device.type != "cpu":
+        return logits.argmax(dim=-1)
+    # PyTorch's argmax on a CPU takes 10 to 50 times as long as NumPy's: 0.5 ms for 5 rows of 32,000
+    exact = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    return torch.from_numpy(np.asarray(exact.numpy().argmax(axis=-1)))
 
 
 def distribution(logits: torch.Tensor, sampling: Sampling) -> Distribution:
@@ -123,16 +127,19 @@ def distribution(logits: torch.Tensor, sampling: Sampling) -> Distribution:
     if sampling.top_p == 1 and sampling.min_p == 0:
         return weights
     if sampling.top_p < 1:
-        weights = _nucleus(weights, sampling.top_p)
+        weights = _nucleus(weights, sampling.top_p, sampling.top_k or _FIRST_LOOK)
     if sampling.min_p > 0:
         weights = weights.masked_fill(weights < sampling.min_p * weights.amax(dim=-1, keepdim=True), 0.0)
     return weights / weights.sum(dim=-1, keepdim=True)
 
 
-def _nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The smallest set of likeliest tokens whose probability reaches top_p, the others 0; [..., V] -> [..., V]."""
+def _nucleus(weights: torch.Tensor, top_p: float, look: int) -> torch.Tensor:
+    """The smallest set of likeliest tokens whose probability reaches top_p, the others 0; [..., V] -> [..., V].
+
+    `look`: how many tokens it may be found among.
+    """
     size = weights.shape[-1]
-    look = size if weights.is_cuda else min(size, _FIRST_LOOK)  # a GPU sorts sooner than it answers
+    look = size if weights.is_cuda else min(size, look)  # a GPU sorts sooner than it answers
     while True:
         ordered = weights.topk(look, dim=-1).values  # [..., look]
         reached = ordered.cumsum(dim=-1)
