@@ -107,7 +107,8 @@ def speculative(
     if drafter.vocabulary != target.vocabulary:
         raise UnsupportedModel(
             f"the drafter {drafter.name} has a vocabulary of {drafter.vocabulary}, the target one of "
-            f"{target.vocabulary}: use a drafter made from this target"
+            f"{target.vocabulary}: use a drafter made from this target, or tell it the target's size where only the "
+            "padding differs"
         )
     batch, sampler = _begin(target, prompts, sampling, limits, noise, guesses=k)
     capacity = batch.capacity + k + 1

@@ -11,6 +11,7 @@ from factory.decoding.reader import Reader, right_padded
 from factory.decoding.rejection import Draft, no_draft
 from factory.decoding.sampler import Sampler
 from factory.decoding.sampling import PointMasses, draw
+from factory.decoding.vocabulary import fitted
 
 
 class Drafter(Protocol):
@@ -44,9 +45,10 @@ class ModelDrafter:
     two tokens as a rule. A row whose text has outgrown the drafter's context proposes nothing.
     """
 
-    def __init__(self, reader: Reader, name: str = "model") -> None:
+    def __init__(self, reader: Reader, name: str = "model", *, vocabulary: int | None = None) -> None:
+        """`vocabulary`: rows of the target's head, where that differs; `require_one_vocabulary` says whether it may."""
         self.name = name
-        self.vocabulary = reader.vocabulary
+        self.vocabulary = reader.vocabulary if vocabulary is None else vocabulary
         self._reader = reader
         self._text: list[list[int]] = []  # prompt and output, per row
         self._sampler: Sampler
@@ -57,9 +59,8 @@ class ModelDrafter:
         self._sampler = sampler
         self._reader.start(len(prompts), min(capacity, self._reader.context + 1))
         readable = [prompt if len(prompt) <= self._reader.context else [] for prompt in prompts]
-        tokens, count = right_padded(readable, self._reader.device)
-        if tokens.shape[1]:
-            self._reader.feed_last(tokens, count)
+        if any(readable):
+            self._read(readable)
 
     def propose(self, k: int) -> Draft:
         """Up to k tokens per row, each drawn from the drafter's own distribution, which goes along as q."""
@@ -72,7 +73,7 @@ class ModelDrafter:
         unread = [
             text[read:] if room else [] for text, read, room in zip(self._text, reader.lengths, length, strict=True)
         ]
-        logits = reader.feed_last(*right_padded(unread, reader.device))
+        logits = self._read(unread)
         numbers = sampler.uniform("draft", guesses)
         tokens: list[torch.Tensor] = []  # [B, 1] each
         drawn_from: list[torch.Tensor] = []
@@ -80,12 +81,20 @@ class ModelDrafter:
             if guess > 0:
                 fed = None if guess < min(length) else [int(guess < room) for room in length]
                 logits = reader.feed_last(tokens[-1], fed)
+            logits = fitted(logits, self.vocabulary)
             q = sampler.distribution(logits, torch.cat(tokens, dim=1) if tokens and sampler.looks_back else None)
             tokens.append(draw(q, None if numbers is None else numbers[:, guess : guess + 1]).unsqueeze(1))
             if not isinstance(q, PointMasses):
                 drawn_from.append(q)
         q_of_all = torch.stack(drawn_from, dim=1) if drawn_from else None
         return Draft(torch.cat(tokens, dim=1), length, q_of_all)
+
+    def _read(self, unread: list[list[int]]) -> torch.Tensor:
+        """Logits [B, W] behind each row's tokens. An id that the drafter has no row for is read as its last one."""
+        tokens, count = right_padded(unread, self._reader.device)
+        if self._reader.vocabulary < self.vocabulary:
+            tokens.clamp_(max=self._reader.vocabulary - 1)
+        return self._reader.feed_last(tokens, count)
 
     def commit(self, tokens: list[list[int]]) -> None:
         """Rewind to what was emitted: of a row's tokens only the last was not drafted here."""
