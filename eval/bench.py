@@ -137,11 +137,11 @@ class Bench:
         for batch in batches:
             given = (self.sampling(cell.temperature), self.limits, self._noise(batch))
             prompts = [prompt.ids for prompt in batch]
-            if cell.arm.k is None:
+            if cell.arm.fixed_k is None:
                 autoregressive(self.reader, prompts, *given)
             else:
                 drafter = self.drafting[cell.arm].drafter
-                speculative(self.reader, drafter, prompts, cell.arm.k, *given, observer=meter)
+                speculative(self.reader, drafter, prompts, cell.arm.fixed_k, *given, observer=meter)
         cell.overlap = meter.overlap
         cell.peak_memory_bytes = self._peak_bytes(cell.arm)
 
@@ -158,11 +158,13 @@ class Bench:
         watch, noise, sampling = Stopwatch(self.device), self._noise(batch), self.sampling(cell.temperature)
         prompts = [prompt.ids for prompt in batch]
         begun_s = watch.now_s()
-        if cell.arm.k is None:
+        if cell.arm.fixed_k is None:
             outputs = autoregressive(self.reader, prompts, sampling, self.limits, noise, clock=watch)
         else:
             drafter = self.drafting[cell.arm].drafter
-            outputs = speculative(self.reader, drafter, prompts, cell.arm.k, sampling, self.limits, noise, clock=watch)
+            outputs = speculative(
+                self.reader, drafter, prompts, cell.arm.fixed_k, sampling, self.limits, noise, clock=watch
+            )
         total_s = watch.now_s() - begun_s
         parts = (watch.seconds[what] for what in ("prefill", "draft", "verify", "accept"))
         return Timed(tuple(prompt.request for prompt in batch), outputs, total_s, *parts)
@@ -184,14 +186,14 @@ class Bench:
         sound = parity[cells[0].arm].passed
         for cell in cells:
             cell.lossless = sound and parity[cell.arm].passed
-            if cell.temperature > 0 or (cell.arm.k is None and cell.batch == 1):
+            if cell.temperature > 0 or (cell.arm.fixed_k is None and cell.batch == 1):
                 continue
             written = {
                 (request, *output.tokens): (reference[request], output)
                 for one in cell.timed
                 for request, output in zip(one.requests, one.generations, strict=True)
             }
-            cell.near_tie_bound = bounds.get((cell.batch, cell.arm.k or 0))
+            cell.near_tie_bound = bounds.get((cell.batch, cell.arm.fixed_k or 0))
             expected, found = zip(*written.values(), strict=True)
             greedy = self.sampling(0.0)
             compared = audit(self.reader, expected, found, cell.near_tie_bound, greedy, self.limits.eos)

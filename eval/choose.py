@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.measurement import MODEL, Acceptance, Arm, Cell, Key, Quad, acceptance, paired, suspicion
+from eval.measurement import AUTO, MODEL, Acceptance, Arm, Cell, Key, Quad, acceptance, paired, suspicion
 from eval.stats import Interval, speedup
 from factory.forecast import expected_tokens
 
@@ -30,6 +30,7 @@ class Candidate:
     prompts: int
     repeats: int
     batch: int  # prompts answered together: what is resampled is a whole batch
+    mean_k: float | None  # tokens proposed a round
     alpha: float | None
     round_tokens: float | None  # new tokens that a round brings to a row
     round_cost: float | None  # a round's drafting, verification and overhead, in steps of the target alone
@@ -86,6 +87,7 @@ def _pooled(arm: Arm, cells: Sequence[tuple[Cell, Cell]], seed: int) -> Candidat
         prompts=sum(len(requests) for _, requests in totals),
         repeats=min(len(cell.runs) for _, cell in cells),
         batch=cells[0][1].batch,
+        mean_k=counts.mean_k,
         alpha=counts.alpha,
         round_tokens=round_tokens,
         round_cost=round_cost,
@@ -178,8 +180,9 @@ def _praise(
     chosen: Sequence[Candidate],
     temperatures: Sequence[float],
 ) -> str:
+    mean_k = f" ({winner.mean_k:.1f} in the mean)" if winner.arm.k == AUTO else ""
     said = [
-        f"{winner.arm.words} is {winner.interval.value:.2f} times as fast as the target alone, "
+        f"{winner.arm.words}{mean_k} is {winner.interval.value:.2f} times as fast as the target alone, "
         f"{_sameness(temperatures)}: 95 % interval {winner.low:.2f} to "
         f"{winner.interval.high:.2f} over {winner.prompts} prompts{_batches(winner)} that took no part "
         f"in choosing it, {_modes(temperatures)} (on the prompts it was chosen by: {_figure(first.interval)})."
@@ -218,13 +221,15 @@ def _refusal(standing: Sequence[Candidate], first: Sequence[Candidate]) -> str:
 
 def _cause(best: Candidate) -> str:
     """Acceptance too low, or drafting too dear: from the measured cost of a round and the i.i.d. model."""
-    k, cost, alpha = best.arm.k, best.round_cost, best.alpha
-    if k is None or cost is None or alpha is None:
+    k, cost, alpha = best.arm.fixed_k, best.round_cost, best.alpha
+    if cost is None or alpha is None:
         return "too little was proposed"
     bargain = f"a round brings {best.round_tokens:.2f} tokens for {cost:.2f} steps of the target"
     if best.arm.drafter != MODEL:
         return f"the text repeats itself too little: {bargain}"
     bargain += f", {best.draft_cost:.2f} of them drafting"
+    if k is None:
+        return f"no k pays that was tried: {bargain}, with {best.mean_k:.1f} tokens proposed in the mean"
     needed = break_even_alpha(cost, k)
     if needed is None:
         return f"rounds are too dear: {bargain}, and even with alpha 1 would bring no more than {k + 1}"

@@ -140,7 +140,7 @@ class _Run:
     def _load(self, batch: int) -> Load:
         """The most that a batch asks of memory."""
         longest = max(len(prompt.ids) for one in self._sets for prompt in (*one.choose, *one.confirm))
-        return Load(batch, max(arm.k or 0 for arm in self._arms), longest, self._plan.max_new_tokens)
+        return Load(batch, max(arm.fixed_k or 0 for arm in self._arms), longest, self._plan.max_new_tokens)
 
     def _decisive(self, bench: Bench, dtype: str) -> dict[str, Any]:
         """Everything that decides the figures, but the code."""
@@ -173,7 +173,7 @@ class _Run:
             with memory_errors(self._load(max(self._plan.batches))):
                 parity = self._parity(bench, exact)
                 probes = mixed(self._sets, max(PROBES, *self._plan.batches))
-                bounds = bench.bounds(probes, sorted({arm.k for arm in self._arms if arm.k is not None}))
+                bounds = bench.bounds(probes, sorted({arm.fixed_k for arm in self._arms if arm.fixed_k is not None}))
             self._require_unchanged(bench)
             self.partial.keep_parity(parity, bounds)
             found = parity, bounds
@@ -192,7 +192,7 @@ class _Run:
         if exact:
             target = self._anchor.load_target(self._target, torch.float64, "cpu")
             reader = opened(target, plan.reader)
-        ks = [arm.k for arm in self._arms if arm.k is not None]
+        ks = [arm.fixed_k for arm in self._arms if arm.fixed_k is not None]
         batches = sorted({min(batch, len(prompts)) for batch in plan.batches})
         count.phase("parity with the target", len(batches) * (1 + len(ks)))
         greedy = bench.sampling(0.0)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from eval.measurement import MODEL, Acceptance, Arm, ArmFacts, Cell, Timed, acceptance, paired, suspicion
+from eval.measurement import MODEL, Acceptance, ArmFacts, Cell, K, Timed, acceptance, paired, suspicion
 from eval.stats import repeated_share, speedup
 from factory.decoding.decoder import Generation
 from factory.forecast import Costs, modelled_speedup
@@ -26,7 +26,8 @@ class Measurement:
     artifact: str | None
     drafter: str | None
     suite: str
-    k: int | None
+    k: K | None
+    mean_k: float | None
     temperature: float
     batch: int
     device: str
@@ -97,7 +98,7 @@ def measure(cell: Cell, base: Cell, facts: ArmFacts, setting: Setting, costs: Co
     """
     timed = cell.timed
     outputs = [one.generation for one in cell.outputs]
-    counts = acceptance(outputs) if cell.arm.drafter else Acceptance(0, 0, 0)
+    counts = acceptance(outputs) if cell.arm.drafter else Acceptance(0, 0, 0, 0)
     interval = speedup(list(paired(base, cell).values()), setting.seed)
     # Outputs of one token have no decode time; were all of them such, there is no figure.
     decode = [quad for quad in paired(base, cell, decode_only=True).values() if quad[1] > 0 and quad[3] > 0]
@@ -106,7 +107,7 @@ def measure(cell: Cell, base: Cell, facts: ArmFacts, setting: Setting, costs: Co
     accept_s, host_s = sum(one.accept_s for one in timed), sum(one.host_s for one in timed)
     new_tokens = sum(len(output.tokens) for output in outputs)
     passes = sum(output.target_passes for output in outputs)
-    k, forecast, ceiling = cell.arm.k, None, None
+    k, forecast, ceiling = cell.arm.fixed_k, None, None
     if counts.alpha is not None and facts.cost_ratio is not None and k is not None:
         ceiling = modelled_speedup(counts.alpha, k, facts.cost_ratio)
         forecast = costs.speedup(counts.alpha, k) if costs else None
@@ -116,6 +117,7 @@ def measure(cell: Cell, base: Cell, facts: ArmFacts, setting: Setting, costs: Co
         drafter=cell.arm.drafter,
         suite=cell.suite,
         k=cell.arm.k,
+        mean_k=counts.mean_k,
         temperature=cell.temperature,
         batch=cell.batch,
         device=setting.device,
@@ -173,7 +175,9 @@ def modelled(cell: Cell, base: Cell) -> float | None:
     begin less than k + 1 tokens before an output's end are left out, since fewer guesses are offered there: this is
     what a long output would gain, prefills left out. None where no output has a whole round.
     """
-    whole = [one for text in cell.timed for output in text.generations for one in _whole_rounds(output, cell.arm)]
+    outputs = [output for one in cell.timed for output in one.generations]
+    most = cell.arm.fixed_k or max((max(output.proposed, default=0) for output in outputs), default=0)
+    whole = [one for output in outputs for one in _whole_rounds(output, most)]
     rounds, steps = sum(one.rounds for one in cell.timed), sum(one.rounds for one in base.timed)
     if not whole or not steps:
         return None
@@ -186,9 +190,9 @@ def modelled(cell: Cell, base: Cell) -> float | None:
     return tokens * (sum(one.decode_s for one in base.timed) / steps) / (draft_s + rest_s)
 
 
-def _whole_rounds(output: Generation, arm: Arm) -> Iterator[tuple[int, int]]:
-    """(accepted, proposed) of the rounds in which all guesses could be offered."""
-    most, written = arm.k or 0, 1
+def _whole_rounds(output: Generation, most: int) -> Iterator[tuple[int, int]]:
+    """(accepted, proposed) of the rounds in which `most` guesses could be offered."""
+    written = 1
     for accepted, proposed in zip(output.accepted, output.proposed, strict=True):
         if written + most + 1 <= len(output.tokens):
             yield accepted, proposed

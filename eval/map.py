@@ -21,6 +21,7 @@ from eval.arms import RAW, Entry, opened, start
 from eval.bench import Bench, Bounds
 from eval.map_prompts import Lengthener
 from eval.measurement import CHOOSE, Arm, Block, Cell
+from eval.memory import Load, memory_errors
 from eval.parity import LARGEST_EXACT, Audit, Reference
 from eval.partial import Partial
 from eval.plan import EvalPlan
@@ -106,6 +107,7 @@ class Mapper:
         self._anchor = next(entry.artifact for entry in field if entry.artifact is not None)
         self._device = resolve_device(plan.device)
         self._arms = [arm for entry in field for arm in entry.arms]
+        self._largest_k = max(arm.fixed_k or 0 for arm in self._arms)
         self._context = min(shape.context for entry in field for shape in entry.shapes)
         self._suites = [suite_from_file(prompts_file)] if prompts_file else [load_suite(name) for name in plan.suites]
         tokenizer = self._anchor.load_tokenizer()
@@ -200,7 +202,7 @@ class Mapper:
         """Each missing block's cells, timed and judged; the target alone comes first."""
         if not missing:
             return
-        before = fingerprint(bench.target)
+        plan, before = self._plan, fingerprint(bench.target)
         parity, bounds = self._sound(bench, partial, progress)
         alone: dict[int, dict[int, Generation]] = {}  # by context: what the target writes one prompt at a time
         for done, (context, block) in enumerate(missing):
@@ -208,8 +210,9 @@ class Mapper:
             if block.temperature == 0 and context not in alone:
                 alone[context] = bench.alone(self._prompts[context])
             prompts = self._prompts[context][: block.batch * self._samples[block.batch]]
-            timed = bench.cells(block, prompts, self._arms, 1)
-            bench.judge(timed, alone.get(context, {}), parity, bounds)
+            with memory_for(Load(block.batch, self._largest_k, context, plan.max_new_tokens)):
+                timed = bench.cells(block, prompts, self._arms, 1)
+                bench.judge(timed, alone.get(context, {}), parity, bounds)
             if fingerprint(bench.target) != before:
                 raise ModelError("the target's weights changed during the run, so no figure of it is true: not kept")
             yield block, timed
@@ -219,7 +222,7 @@ class Mapper:
         """Parity and near-tie bounds, made now or before."""
         found = partial.parity([Arm(), *self._arms])
         if found is None:
-            ks = sorted({arm.k for arm in self._arms if arm.k is not None})
+            ks = sorted({arm.fixed_k for arm in self._arms if arm.fixed_k is not None})
             bounds = bench.bounds(next(iter(self._prompts.values())), ks)
             found = self._parity(bench, ks, progress), bounds
             partial.keep_parity(*found)
@@ -236,7 +239,9 @@ class Mapper:
         prompts = [prompt.ids for prompt in next(iter(self._prompts.values()))]
         progress(0, 1 + len(self._arms), "parity with the target")
         references = [
-            Reference(target, reader, prompts[: max(batch, plan.parity_prompts)], limits, ks, batch)
+            Reference(
+                target, reader, prompts[: max(batch, plan.parity_prompts)], limits, ks, batch, bench.sampling(0.0)
+            )
             for batch in sorted({min(plan.batches), max(plan.batches)})
         ]
         found = {Arm(): Audit.of([one.itself() for one in references])}
@@ -249,6 +254,16 @@ class Mapper:
                 found[arm] = Audit.of([one.against(drafter, k) for one in references])
         progress(len(found), len(found), "parity with the target")
         return found
+
+
+@contextmanager
+def memory_for(load: Load) -> Iterator[None]:
+    """Raises DataError where memory runs out in the body; in the words of an evaluation, and with a map's keys."""
+    try:
+        with memory_errors(load):
+            yield
+    except DataError as error:
+        raise DataError(f"{error} (of a map the keys are map_batches, map_contexts and map_new_tokens)") from error
 
 
 @contextmanager

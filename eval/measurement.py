@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import Literal
 
 from factory.decoding.decoder import Generation
 from factory.edit import Shape
 
+K = int | Literal["auto"]
+AUTO: Literal["auto"] = "auto"  # k is chosen anew each round, by factory.decoding.pace
 TARGET_ALONE, MODEL, PROMPT_LOOKUP = None, "model", "prompt_lookup"
 CHOOSE, CONFIRM = "choose", "confirm"
 Key = tuple[str, tuple[int, ...]]  # a suite, and the requests that were answered together
@@ -22,7 +25,12 @@ class Arm:
 
     artifact: str | None = None
     drafter: str | None = TARGET_ALONE
-    k: int | None = None
+    k: K | None = None
+
+    @property
+    def fixed_k(self) -> int | None:
+        """k where every round has the same; None for the target alone, and where k is chosen each round."""
+        return None if self.k == AUTO else self.k
 
     @property
     def words(self) -> str:
@@ -117,6 +125,12 @@ class Acceptance:
     accepted: int
     rejected: int
     proposed: int
+    rounds: int  # of each row
+
+    @property
+    def mean_k(self) -> float | None:
+        """Tokens proposed a round: fewer than k near an output's end; None where there was no round."""
+        return self.proposed / self.rounds if self.rounds else None
 
     @property
     def alpha(self) -> float | None:
@@ -137,7 +151,7 @@ def acceptance(generations: Sequence[Generation]) -> Acceptance:
         accepted += sum(generation.accepted)
         proposed += sum(generation.proposed)
         rejected += sum(a < p for a, p in zip(generation.accepted, generation.proposed, strict=True))
-    return Acceptance(accepted, rejected, proposed)
+    return Acceptance(accepted, rejected, proposed, sum(len(one.proposed) for one in generations))
 
 
 @dataclass(frozen=True)

@@ -143,22 +143,29 @@ def _levels(results: dict[str, Any]) -> list[Level]:
 
 def _histograms(tokens_path: Path, names: list[str], batch: int) -> list[str]:
     """Accepted tokens per round, one figure for each drafter, k and temperature, of outputs written in such batches."""
-    counts: dict[tuple[str, int, float], list[int]] = {}
+    counts: dict[tuple[str, int | str, float], list[int]] = {}
     try:
         lines = tokens_path.read_text(encoding="utf-8").splitlines()
         for line in map(json.loads, lines):
             mine = line["prompt_set"] == CHOOSE and line.get("batch", 1) == batch
             if line["drafter"] is not None and mine:
                 key = (drafter_name(line), line["k"], line["temperature"])
-                found = counts.setdefault(key, [0] * (line["k"] + 1))
+                found = counts.setdefault(key, [])
+                most = line["k"] if isinstance(line["k"], int) else max(line["proposed"], default=0)  # or "auto"
+                found += [0] * (most + 1 - len(found))
                 for accepted in line["accepted"]:
                     found[accepted] += 1
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{tokens_path}: not what `factory eval` writes ({error!r}); run it again") from error
     return [
         histogram(found, f"{name}, k = {k}, {mode(t)}", names.index(name))
-        for (name, k, t), found in sorted(counts.items(), key=lambda item: (names.index(item[0][0]), item[0][1:]))
+        for (name, k, t), found in sorted(counts.items(), key=lambda item: _place(names, *item[0]))
     ]
+
+
+def _place(names: list[str], name: str, k: int | str, temperature: float) -> tuple[int, bool, int, float]:
+    """Where a histogram stands: by drafter, by k with "auto" behind the numbers, by temperature."""
+    return names.index(name), isinstance(k, str), 0 if isinstance(k, str) else k, temperature
 
 
 def terminal_table(results: dict[str, Any]) -> Group:

@@ -18,7 +18,8 @@ from factory.forecast import Costs, costs_in_time, served
 from factory.profile import DeviceProfile, load
 from factory.provenance import git_sha, hardware, versions
 
-SCHEMA_VERSION = 1
+# 2: rows of several batches stand beside each other, and k may be "auto".
+SCHEMA_VERSION = 2
 
 Pairs = Sequence[tuple[Cell, Cell]]  # (baseline cell, cell), the baselines' own among them
 
@@ -87,7 +88,7 @@ class Findings:
         return measure(cell, base, self.facts[cell.arm], self.setting, costs).row()
 
     def _candidate(self, one: Candidate, stage: str) -> dict[str, Any]:
-        facts, costs, k = self.facts[one.arm], self._costs(one.arm), one.arm.k
+        facts, costs, k = self.facts[one.arm], self._costs(one.arm), one.arm.fixed_k
         forecast = None
         if costs and facts.drafter_shape and one.alpha is not None and k is not None and one.batch == 1:
             forecast = costs.speedup(one.alpha, k)
@@ -98,6 +99,7 @@ class Findings:
             "prompts": one.prompts,
             "repeats": one.repeats,
             "batch": one.batch,
+            "mean_k": one.mean_k,
             "alpha": one.alpha,
             "round_tokens": one.round_tokens,
             "round_cost": one.round_cost,

@@ -18,6 +18,7 @@ from factory.edit import Shape
 from factory.forecast import served, unpacked
 from factory.profile import DeviceProfile
 
+INT8 = "packed-int8"  # the reader that rounds a drafter's weights to 8 bits
 FAR = 2.0  # a step that takes more than this many floors is bound by neither roof
 
 Figures = dict[str, Any]
@@ -38,14 +39,17 @@ def roofline(cells: Sequence[Cell], facts: dict[Arm, ArmFacts], profile: DeviceP
     drafted = [cell for cell in timed if cell.arm.drafter == MODEL]
 
     steps = [_step("target", target, [cell for cell in timed if cell.arm.drafter is None], profile, dtype)]
-    for k in sorted({cell.arm.k for cell in drafted if cell.arm.k is not None}):
+    for k in sorted({cell.arm.fixed_k for cell in drafted if cell.arm.fixed_k is not None}):
         mine = [cell for cell in drafted if cell.arm.k == k]
         steps.append({**_step("verify", target, mine, profile, dtype), "k": k})
     for name in dict.fromkeys(cell.arm.artifact for cell in drafted):
         mine = [cell for cell in drafted if cell.arm.artifact == name]
-        shape = facts[mine[0].arm].drafter_shape
-        if shape is not None:
-            steps.append({**_step("draft", served(shape, dtype), mine, profile, dtype), "artifact": name})
+        known = facts[mine[0].arm]
+        if known.drafter_shape is not None:
+            shape = served(known.drafter_shape, dtype)
+            if known.drafter_reader == INT8:
+                shape = replace(shape, bits=8.0, table_bits=8.0)
+            steps.append({**_step("draft", shape, mine, profile, dtype), "artifact": name})
     return {
         "dtype": dtype,
         "bandwidth_bytes_per_s": profile.bandwidth_bytes_per_s,
@@ -64,13 +68,15 @@ def figures(shape: Shape, tokens: float, measured_s: float, profile: DeviceProfi
     if unpacked(shape, profile):  # no kernel of the device reads its layers as they are stored
         shape = replace(shape, bits=shape.table_bits)
     operations = shape.step_operations * tokens
-    reading_s = shape.step_bytes / profile.bandwidth_bytes_per_s
+    bandwidth = profile.bandwidth(shape.step_bytes)  # a small model's weights are read from a cache
+    reading_s = shape.step_bytes / bandwidth
     computing_s = operations / profile.peak(dtype)
     floor_s = max(reading_s, computing_s)
     nearer = "memory" if reading_s >= computing_s else "arithmetic"
     return {
         "tokens": tokens,
         "bytes": shape.step_bytes,
+        "bandwidth_bytes_per_s": bandwidth,
         "operations": operations,
         "intensity_flop_per_byte": operations / shape.step_bytes,
         "floor_s": floor_s,
