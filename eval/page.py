@@ -24,6 +24,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("alpha", "alpha", "{:.3f}"),
     ("overlap", "overlap", "{:.3f}"),
     ("tau", "tau", "{:.2f}"),
+    ("mean_k", "mean k", "{:.2f}"),
     ("accepted_per_proposed", "accepted / proposed", "{:.2f}"),
     ("tokens_per_s", "tok/s", "{:.1f}"),
     ("baseline_tokens_per_s", "target alone tok/s", "{:.1f}"),
@@ -63,7 +64,7 @@ GUIDE = {
         as a near-tie when the two logits lie closer than the near-tie bound: twice the largest difference between
         1-row and (k+1)-row logits, measured in this run. Above temperature 0 outputs are equal in law, not token by
         token: such rows carry the float64 result of their drafter and k.""",
-    "k": "Tokens proposed a round. Near the end of an output fewer are.",
+    "k": "Tokens proposed a round, or auto: chosen anew each round. Near the end of an output fewer are.",
     "alpha": """
         Accepted / (accepted + rejected) tokens, over those that were examined: those behind a rejection are not.""",
     "overlap": """
@@ -75,7 +76,7 @@ GUIDE = {
         costs besides its bytes makes a shallow drafter's real share larger.""",
     "forecast": """
         What the device's profile says of the figure left of it (of the speedup, with its interval), from sizes alone: a
-        step takes max(bytes / bandwidth, operations / peak) and what eager transformers add on the host. That of the
+        step takes max(bytes / bandwidth, operations / peak) and what the engine adds on the host. That of the
         speedup is at the measured alpha, tau(alpha, k) / (k c + t_v(k+1)), with
         tau = (1 - alpha^(k+1)) / (1 - alpha) (arXiv 2211.17192). It knows neither sampling nor attention over the
         text so far, and takes acceptance for even.""",
@@ -85,8 +86,9 @@ GUIDE = {
         Mean seconds of a round: drafting; one target pass; sampling, acceptance and rewinding; what is left, which is
         the loop's own Python. In a batch a round is one pass over all rows that are still being written.""",
     "modelled": """
-        The speedup that the measured parts of a round make: new tokens of a round x a step of the target alone / the
-        sum of the parts. It differs from the measured speedup by the prefills.""",
+        The speedup that the measured parts make: new tokens of a round x a step of the target alone / (drafting +
+        verification + accept and host), from the accepted lengths as they were. Rounds near an output's end, which are
+        offered fewer guesses, and prefills are left out: it is what long outputs would gain.""",
     "latency s / token, first token s": """
         Means over outputs: seconds of its batch / its new tokens; its batch's prefills.""",
     "floor, floor reached, bound by": """

@@ -27,13 +27,13 @@ def roofline_plot(roofline: dict[str, Any]) -> str:
     steps = roofline["steps"]
     if not steps:
         return "<p>No step was timed.</p>"
-    bandwidth, peak = roofline["bandwidth_bytes_per_s"], roofline["peak_flop_per_s"]
-    ridge = math.log10(peak / bandwidth)
+    peak, slopes = roofline["peak_flop_per_s"], _slopes(roofline)
+    ridges = [math.log10(peak / bandwidth) for bandwidth in slopes]
     xs = [math.log10(step["intensity_flop_per_byte"]) for step in steps]
     ys = [math.log10(step["operations"] / step["measured_s"]) for step in steps]
-    x_low, x_high = min([*xs, ridge]) - 0.3, max([*xs, ridge]) + 0.5
+    x_low, x_high = min([*xs, *ridges]) - 0.3, max([*xs, *ridges]) + 0.5
     y_high = math.log10(peak) + 0.3
-    y_low = min([*ys, x_low + math.log10(bandwidth)]) - 0.2
+    y_low = min([*ys, x_low + math.log10(min(slopes))]) - 0.2
 
     def x(value: float) -> float:
         return LEFT + (value - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
@@ -49,11 +49,13 @@ def roofline_plot(roofline: dict[str, Any]) -> str:
     for value in decade_ticks(x_low, x_high, (1, 3)):
         parts.append(line("grid", x(value), TOP, x(value), base))
         parts.append(text(x(value), base + 15, f"{10**value:.3g}", anchor="middle"))
-    roof = [(x_low, x_low + math.log10(bandwidth)), (ridge, math.log10(peak)), (x_high, math.log10(peak))]
-    points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in roof)
-    parts.append(f'<polyline class="roof" points="{points}"/>')
+    starts = apart([y(x_low + math.log10(bandwidth)) - 4 for bandwidth in slopes], 13, TOP + 10, base - 4)
+    for bandwidth, ridge, start in zip(slopes, ridges, starts, strict=True):
+        roof = [(x_low, x_low + math.log10(bandwidth)), (ridge, math.log10(peak)), (x_high, math.log10(peak))]
+        points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in roof)
+        parts.append(f'<polyline class="roof" points="{points}"/>')
+        parts.append(text(LEFT + 4, start, si(bandwidth, "B/s")))
     parts.append(text(edge - 4, y(math.log10(peak)) - 5, f"peak {si(peak, 'FLOP/s')}", anchor="end"))
-    parts.append(text(x(x_low) + 6, TOP + 12, f"slope: {si(bandwidth, 'B/s')}"))
     parts.append(text(4, 12, "FLOP/s"))
     labels = apart([y(value) for value in ys], 15, TOP + 6, base - 4)
     for step, a, b, label in zip(steps, xs, ys, labels, strict=True):
@@ -68,3 +70,13 @@ def roofline_plot(roofline: dict[str, Any]) -> str:
     parts.append(text((LEFT + edge) / 2, HEIGHT - 6, "operations / byte", anchor="middle"))
     said = "; ".join(f"{name_of(step)} reaches {step['floor_share']:.0%} of its floor" for step in steps)
     return drawing(WIDTH, HEIGHT, f"roofline, operations per second over operations per byte: {said}", parts)
+
+
+def _slopes(roofline: dict[str, Any]) -> list[float]:
+    """The bandwidths that steps read at, memory's first; what differs by less than a tenth is one."""
+    found = [float(roofline["bandwidth_bytes_per_s"])]
+    for step in roofline["steps"]:
+        rate = float(step["bandwidth_bytes_per_s"])
+        if all(abs(math.log(rate / known)) > 0.1 for known in found):
+            found.append(rate)
+    return found

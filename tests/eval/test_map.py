@@ -11,9 +11,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from eval.heatmap import heat_map, map_section, map_table
-from eval.map import KEPT, best_artifact, measure_map
+from eval.map import KEPT, best_artifact, measure_map, memory_for
 from eval.map_prompts import Lengthener
 from eval.measurement import CHOOSE, MODEL, PROMPT_LOOKUP, Arm, Cell, Timed
+from eval.memory import Load
 from eval.plan import EvalPlan, load_plan
 from eval.report import MAP, REPORT, RESULTS, redraw
 from eval.rows import drafter_name
@@ -126,6 +127,12 @@ def test_what_cannot_be_mapped_is_said_before_anything_is_loaded(built: Artifact
     with pytest.raises(ArtifactError, match="no artifact to map"):
         best_artifact([])
     assert list(out.iterdir()) == []
+
+
+def test_memory_that_runs_out_names_the_cell_and_the_keys_of_a_map() -> None:
+    said = r"memory ran out at batch 8, k 4 and 288 tokens.*map_batches"
+    with pytest.raises(DataError, match=said), memory_for(Load(8, 4, 256, 32)):
+        raise MemoryError
 
 
 @llama

@@ -2,6 +2,7 @@
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,24 @@ def test_weights_that_no_kernel_reads_as_stored_are_streamed_unpacked() -> None:
     four_bits = Shape(**{**TARGET.__dict__, "bits": 4.25})
     read = figures(four_bits, 1.0, 1.0, profile(1e6, 1e9), "float32")["bytes"]
     assert read == pytest.approx((4.25 * (WEIGHTS - 1600) + 32 * 1600) / 8)
+
+
+def test_what_a_cache_holds_is_read_at_its_rate() -> None:
+    cached = replace(profile(1e6, 1e9), cached_bytes_per_s=((8 * WEIGHTS, 4.0 * WEIGHTS),))
+    found = figures(TARGET, 1.0, 1.5, cached, "float32")
+    assert found["bandwidth_bytes_per_s"] == 4 * WEIGHTS and found["floor_s"] == pytest.approx(1.0)
+
+
+def test_a_drafter_read_in_8_bits_streams_8_bits() -> None:
+    arm = Arm("a", MODEL, 3)
+    cell = Cell(arm, "s", 0.0, CHOOSE, [[timed([3], 3.0, 1.0)]])
+    facts = {arm: ArmFacts(1, 1, 0.5, DRAFTER, TARGET, "packed-int8")}
+    made = roofline([cell], facts, profile(1e6, 1e9), "float32")
+    assert made is not None
+    assert [(step["step"], step["bytes"]) for step in made["steps"]] == [
+        ("verify", 4 * WEIGHTS),
+        ("draft", DRAFTER_WEIGHTS),
+    ]
 
 
 def timed(proposed: list[int], draft_s: float, verify_s: float, rows: int = 1) -> Timed:
