@@ -13,16 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-
-from factory.decoding.cache import RowCache
 
 # x [B, T, in] and B * T -> [B, T, out]
 Product = Callable[[torch.Tensor, int], torch.Tensor]
 Pointwise = Callable[[torch.Tensor], torch.Tensor]
 Mask = torch.Tensor | dict[str, torch.Tensor] | None
+
+
+class Store(Protocol):
+    """Where keys and values are kept."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep a layer's new keys and values [B, kv_heads, T, width]; returns what is seen, [B, kv_heads, S, width]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +92,7 @@ class Network:
         positions: torch.Tensor,
         rotary: Rotary | None,
         mask: Mask,
-        cache: RowCache,
+        cache: Store,
         keep: int | torch.Tensor,
     ) -> torch.Tensor:
         """Logits [B, kept, V] of tokens [B, T] at positions [1 or B, T]; the cache knows where they are stored.
@@ -129,7 +137,7 @@ class Network:
         rotary: Rotary | None,
         turn: tuple[torch.Tensor, torch.Tensor] | None,
         mask: torch.Tensor | None,
-        cache: RowCache,
+        cache: Store,
         index: int,
     ) -> torch.Tensor:  # [B, T, heads * width]
         rows, width = qkv.shape[:2]

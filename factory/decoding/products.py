@@ -13,6 +13,9 @@ import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import count
+from typing import ClassVar
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +123,41 @@ def _packed(linear: Linear) -> Product:
     weight, bias = linear
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACKED_FOR)
     multiply = torch.ops.mkldnn._linear_pointwise.default
-    return lambda x, _rows: multiply(x, packed, bias, "none", [], "")
+    held, outputs = _Held(packed, bias), weight.shape[0]
+    place = held.place
+
+    def product(x: torch.Tensor, _rows: int, held: _Held = held) -> torch.Tensor:  # keeps what is held alive
+        if torch.compiler.is_compiling():
+            found: torch.Tensor = packed_product(x, place, outputs)
+        else:
+            found = multiply(x, packed, bias, "none", [], "")
+        return found
+
+    return product
+
+
+class _Held:
+    """A packed weight by number: a compiler can trace neither a tensor in oneDNN's layout nor what takes one."""
+
+    all: ClassVar[WeakValueDictionary[int, _Held]] = WeakValueDictionary()
+    _numbers: ClassVar = count()
+
+    def __init__(self, packed: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.packed, self.bias, self.place = packed, bias, next(self._numbers)
+        self.all[self.place] = self
+
+
+@torch.library.custom_op("drafter_factory::packed_product", mutates_args=())
+def packed_product(x: torch.Tensor, place: int, outputs: int) -> torch.Tensor:
+    """The packed product number `place` of this process: [..., in] -> [..., outputs]."""
+    held = _Held.all[place]
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, held.packed, held.bias, "none", [], "")
+    return found
+
+
+@packed_product.register_fake
+def _shape_of_product(x: torch.Tensor, place: int, outputs: int) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], outputs)
 
 
 def _int8(linear: Linear) -> Product:

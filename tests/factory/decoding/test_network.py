@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from factory.decoding import compiled
+from factory.decoding.compiled import CompiledReader, why_no_compiler
 from factory.decoding.decoder import Limits, autoregressive, speculative
 from factory.decoding.drafters import ModelDrafter
 from factory.decoding.eager import EagerReader
@@ -67,6 +69,27 @@ def test_options_of_a_family(
     families: dict[str, Callable[..., PreTrainedModel]], family: str, changes: dict[str, Any]
 ) -> None:
     same(families[family](layers=2, seed=2, **changes))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(why_no_compiler() is not None, reason=str(why_no_compiler()))
+# A mask for each kind of layer, and norms that are float32 in every dtype; learned positions, and no such norms.
+@pytest.mark.parametrize(("family", "rounding"), [("qwen2", 1e-4), ("gpt2", 1e-11)])
+def test_compiled_passes_compute_the_same(
+    families: dict[str, Callable[..., PreTrainedModel]], family: str, rounding: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "WIDTHS", (1, 5))  # what the script reads, and few compilations
+    model = families[family](layers=2, seed=1)
+    reader = CompiledReader(model)
+    torch.testing.assert_close(script(reader), script(EagerReader(model)), rtol=0, atol=rounding)
+    compilations = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    script(reader)
+    with torch.inference_mode():
+        reader.start(3, 90)  # another capacity
+        reader.feed(IDS[:, :30])
+        reader.feed(IDS[:, 30:34])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compilations
+    assert compilations > 0
 
 
 def test_a_reference_with_one_fault_is_told_apart(families: dict[str, Callable[..., PreTrainedModel]]) -> None:
