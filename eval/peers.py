@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -221,11 +220,6 @@ def peers(match: Match) -> list[Peer]:
         )
         found.append(Peer(ASSISTED, match, drafts=True, kwargs={"assistant_model": assistant}))
     return found
-
-
-def compiler() -> str | None:
-    """The C++ compiler that torch.compile would find, or None."""
-    return next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
 
 
 def compiled(match: Match, prompts: Sequence[Prompt]) -> tuple[Peer, float]:

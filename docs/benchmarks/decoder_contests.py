@@ -15,6 +15,7 @@ from eval.measurement import acceptance
 from eval.peers import Contestant, Ours, Timings
 from eval.stats import Interval, speedup
 from eval.suites import Prompt
+from factory.decoding.compiled import why_no_compiler
 from factory.decoding.decoder import autoregressive
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.readers import ReaderKind
@@ -61,10 +62,8 @@ def against_peers(pair: Pair, compile_too: bool) -> Iterator[Row]:
     mine = peers.ours(match, pair.reader(), pair.reader(name) if name else None)
     field: list[Contestant] = [*mine, *peers.peers(match)]
     compile_s: float | None = None
-    missing: str | None = None
-    if not compile_too or peers.compiler() is None:
-        missing = "not asked for" if not compile_too else "torch.compile needs a C++ compiler"
-    else:
+    missing = why_no_compiler() if compile_too else "not asked for"
+    if missing is None:
         try:
             peer, compile_s = peers.compiled(match, pair.timed)
             field.append(peer)

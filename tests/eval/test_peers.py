@@ -13,6 +13,7 @@ from eval import peers
 from eval.measurement import acceptance
 from eval.peers import Match, Peer, Timings
 from eval.suites import Prompt
+from factory.decoding.compiled import why_no_compiler
 from factory.decoding.decoder import Generation, Limits
 from factory.decoding.readers import open_reader
 from factory.decoding.sampling import Sampling
@@ -219,7 +220,7 @@ def test_a_row_has_what_a_table_needs() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(peers.compiler() is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(why_no_compiler() is not None, reason=str(why_no_compiler()))
 def test_the_compiled_peer_is_compiled_once_and_writes_the_same(
     families: dict[str, Callable[..., PreTrainedModel]],
 ) -> None:
