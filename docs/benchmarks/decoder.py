@@ -89,8 +89,8 @@ PARTS: list[tuple[str, str, Measure]] = [
     ("batch", BIG, lambda bench: batches(bench.big)),
     ("step", SHIPPED, lambda bench: draft_steps(bench.shipped, bench.shipped.drafter(), bench.profile)),
     ("step", BIG, lambda bench: draft_steps(bench.big, bench.big.drafter(), bench.profile)),
-    ("peers", SHIPPED, lambda bench: against_peers(bench.shipped, bench.compile_too)),
-    ("peers", BIG, lambda bench: against_peers(bench.big, bench.compile_too)),
+    ("peers", SHIPPED, lambda bench: against_peers(bench.shipped, bench.profile, bench.compile_too)),
+    ("peers", BIG, lambda bench: against_peers(bench.big, bench.profile, bench.compile_too)),
 ]
 NAMES = list(dict.fromkeys(name for name, _, _ in PARTS))
 

@@ -55,7 +55,7 @@ def words(sampling: Sampling) -> str:
     return "greedy" if sampling.greedy else f"temperature {sampling.temperature:g}"
 
 
-def against_peers(pair: Pair, compile_too: bool) -> Iterator[Row]:
+def against_peers(pair: Pair, profile: DeviceProfile, compile_too: bool) -> Iterator[Row]:
     """Ours and `generate` in its ways, greedy and sampled; the whole contest goes along in the rows' detail."""
     name = pair.drafter() if pair.drafters else None
     match = pair.match(name, pair.settings.k)
@@ -87,7 +87,21 @@ def against_peers(pair: Pair, compile_too: bool) -> Iterator[Row]:
             alphas = {name: acceptance(found[name].rounds).alpha for name in (arm, peer_name)}
             if arm != peers.OURS and None in alphas.values():
                 goal = None  # nothing was proposed, so nothing is measured but the target alone
-            made = row(f"{what}, {words(sampling)}", pair.name, ratio, (">=", goal) if goal else None, alpha=alphas)
+            rates = {
+                "ours_tokens_per_s": found[arm].tokens_per_s,
+                "theirs_tokens_per_s": found[peer_name].tokens_per_s,
+            }
+            if arm == peers.OURS:  # the target's weights read once a token, and nothing else
+                floor_s = pair.shape().step_bytes / profile.bandwidth(pair.shape().step_bytes)
+                rates["reading_weights_allows"] = 1 / floor_s / found[peer_name].tokens_per_s
+            made = row(
+                f"{what}, {words(sampling)}",
+                pair.name,
+                ratio,
+                (">=", goal) if goal else None,
+                alpha=alphas,
+                **rates,
+            )
             if arm == peers.OURS and peer_name == peers.GENERATE:
                 made["contest"] = contest
             yield made
