@@ -92,6 +92,12 @@ class Batch:
         """Of every row."""
         return [row.prompt for row in self._rows]
 
+    def texts_before(self, emitted: list[list[int]]) -> list[list[int]]:
+        """Prompt and output of every row, without what it emitted last."""
+        return [
+            row.prompt + row.tokens[: len(row.tokens) - len(run)] for row, run in zip(self._rows, emitted, strict=True)
+        ]
+
     def room(self) -> list[int]:
         """Tokens that each row may still write."""
         return [most - len(row.tokens) for most, row in zip(self._most, self._rows, strict=True)]

@@ -10,6 +10,7 @@ import torch
 
 from factory.decoding.batch import Batch, Generation, Limits, Listener, Round
 from factory.decoding.drafters import Drafter
+from factory.decoding.pace import Pace, SteadyPace
 from factory.decoding.reader import Reader, right_padded
 from factory.decoding.rejection import Draft, accept, no_draft
 from factory.decoding.sampler import Sampler
@@ -85,7 +86,7 @@ def speculative(
     target: Reader,
     drafter: Drafter,
     prompts: Sequence[Sequence[int]],
-    k: int,
+    k: int | Pace,
     sampling: Sampling,
     limits: Limits,
     noise: Noise,
@@ -97,34 +98,45 @@ def speculative(
 
     Each round the drafter proposes d1..dk, the target reads [last, d1..dk] in one pass, `accept`
     says how many guesses stand and what follows them, and both caches are rewound to that. Near its
-    end a row is offered fewer guesses, down to none: then the round is a plain step.
+    end a row is offered fewer guesses, down to none: then the round is a plain step. Where `k` is a
+    pace, it says before each round how many guesses are asked for.
 
     Raises DataError for a prompt that is empty or fills the context, UnsupportedModel where drafter
     and target have different vocabularies, ValueError for k < 1.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    pace = SteadyPace(k) if isinstance(k, int) else k
+    saw = None if isinstance(k, int) else pace.saw  # a steady pace learns nothing
     if drafter.vocabulary != target.vocabulary:
         raise UnsupportedModel(
             f"the drafter {drafter.name} has a vocabulary of {drafter.vocabulary}, the target one of "
             f"{target.vocabulary}: use a drafter made from this target, or tell it the target's size where only the "
             "padding differs"
         )
-    batch, sampler = _begin(target, prompts, sampling, limits, noise, guesses=k)
-    capacity = batch.capacity + k + 1
+    batch, sampler = _begin(target, prompts, sampling, limits, noise, guesses=pace.most)
+    capacity = batch.capacity + pace.most + 1
     with clock.span("prefill"):
         emitted = _prefill(target, batch, sampler, capacity)
-        drafter.start(batch.prompts(), capacity, sampler)
+        reads = pace.begin(max(map(len, prompts), default=0))
+        if reads:
+            drafter.start(batch.prompts(), capacity, sampler)
+    batch.tell(saw, emitted)
     batch.tell(listener, emitted)
     while rows := batch.going_on(emitted):
         if len(rows) < len(emitted):
             target.select(rows)
-            drafter.select(rows)
+            if reads:
+                drafter.select(rows)
             sampler.select(rows)
             emitted = [emitted[row] for row in rows]
-        most = [min(k, room - 1) for room in batch.room()]
+        room = batch.room()
+        asked = pace.choose(room)
+        most = [min(asked, left - 1) for left in room]
         with clock.span("draft"):
-            drafter.commit(emitted)
+            if not reads and asked > 0:  # the drafter was not needed until now
+                drafter.start(batch.texts_before(emitted), capacity, sampler)
+                reads = True
+            if reads:
+                drafter.commit(emitted)
             draft = drafter.propose(max(most)).cut(most) if max(most) > 0 else no_draft(len(rows), target.device)
         with clock.span("verify"):
             read = target.lengths
@@ -140,6 +152,7 @@ def speculative(
             target.rewind([old + len(run) for old, run in zip(read, runs, strict=True)])
             emitted = batch.emit(runs, draft.length)
             sampler.extend(emitted)
+        batch.tell(saw, emitted)
         batch.tell(listener, emitted)
     return batch.generations
 
