@@ -9,15 +9,17 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from eval.measurement import MODEL, PROMPT_LOOKUP, Arm, ArmFacts
+from eval.measurement import AUTO, MODEL, PROMPT_LOOKUP, Arm, ArmFacts, K
 from eval.plan import EvalPlan
 from factory.artifact import Artifact
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.reader import Reader
 from factory.decoding.readers import ReaderKind, open_reader
+from factory.decoding.vocabulary import require_one_vocabulary
 from factory.edit import Shape
 from factory.errors import ArtifactError
 from factory.forecast import cost_ratio, served
+from factory.models import load_tokenizer
 from factory.quantized import is_quantized, kernel_of, only_saves_size
 
 RAW = "--raw"
@@ -29,13 +31,15 @@ class Entry:
 
     artifact: Artifact | None
     ks: tuple[int, ...]
+    auto: bool = False  # also at a k chosen anew in each round
 
     @property
     def arms(self) -> list[Arm]:
         """One for each k."""
+        ks: tuple[K, ...] = (*self.ks, AUTO) if self.auto else self.ks
         if self.artifact is None:
-            return [Arm(None, PROMPT_LOOKUP, k) for k in self.ks]
-        return [Arm(self.artifact.name, MODEL, k) for k in self.ks]
+            return [Arm(None, PROMPT_LOOKUP, k) for k in ks]
+        return [Arm(self.artifact.name, MODEL, k) for k in ks]
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -96,8 +100,8 @@ def entries(artifacts: Sequence[Artifact], plan: EvalPlan) -> list[Entry]:
     if len(targets) > 1:
         folders = ", ".join(str(artifact.folder) for artifact in targets.values())
         raise ArtifactError(f"made from different targets, so not comparable: {folders}; evaluate them one by one")
-    drafters = [Entry(a, plan.raw_ks if a.manifest["raw"] else plan.ks) for a in found.values()]
-    return [Entry(None, plan.lookup_ks), *drafters]
+    drafters = [Entry(a, plan.raw_ks) if a.manifest["raw"] else Entry(a, plan.ks, plan.auto_k) for a in found.values()]
+    return [Entry(None, plan.lookup_ks, plan.auto_k), *drafters]
 
 
 def start(entry: Entry, vocabulary: int, dtype: torch.dtype, device: str, kind: ReaderKind = "auto") -> Running:
@@ -108,7 +112,23 @@ def start(entry: Entry, vocabulary: int, dtype: torch.dtype, device: str, kind: 
     reader = opened(model, kind)
     notes = [_note(entry.artifact, model, device), reason(reader, name)]
     said = tuple(note for note in notes if note is not None)
-    return Running(ModelDrafter(reader, name), model, reader, said)
+    return Running(ModelDrafter(reader, name, vocabulary=vocabulary), model, reader, said)
+
+
+def require_vocabulary(field: Sequence[Entry], target: PreTrainedModel) -> None:
+    """Raises UnsupportedModel where a drafter's tokens are not the target's, of which the first is named.
+
+    An artifact carries the target's tokenizer, so this finds folders that were put together by hand.
+    """
+    theirs, rows = load_tokenizer(target.name_or_path), int(target.get_output_embeddings().weight.shape[0])
+    for artifact in (entry.artifact for entry in field if entry.artifact is not None):
+        require_one_vocabulary(
+            theirs,
+            artifact.load_tokenizer(),
+            target_rows=rows,
+            drafter_rows=int(artifact.manifest["shape"]["head_rows"]),
+            name=artifact.name,
+        )
 
 
 def opened(model: PreTrainedModel, kind: ReaderKind) -> Reader:

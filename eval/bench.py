@@ -16,12 +16,15 @@ from dataclasses import fields
 import torch
 from transformers import PreTrainedModel
 
-from eval.arms import Entry, Running, opened, start
-from eval.measurement import Arm, Block, Cell, Timed
+from eval.arms import Entry, Running, opened, require_vocabulary, start
+from eval.measurement import AUTO, Arm, Block, Cell, Timed
 from eval.parity import PROBES, Audit, Greedy, audit, in_parts, near_tie_bounds
 from eval.plan import EvalPlan
 from eval.suites import Prompt
+from factory.decoding.compiled import CompiledReader
+from factory.decoding.costs import measure_costs
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
+from factory.decoding.pace import AutoPace, Pace
 from factory.decoding.rejection import Draft
 from factory.decoding.sampling import Noise, Sampling
 from factory.models import eos_token_ids
@@ -96,6 +99,7 @@ class Bench:
 
         Raises ModelError, UnsupportedModel.
         """
+        require_vocabulary(field, target)
         self.plan, self.device, self.target = plan, device, target
         self.reader = opened(target, plan.reader)
         vocabulary, kind = self.reader.vocabulary, plan.drafter_reader
@@ -103,12 +107,15 @@ class Bench:
         self.drafting: dict[Arm, Running] = {arm: run for entry, run in self.running.items() for arm in entry.arms}
         self.limits = Limits(plan.max_new_tokens, eos_token_ids(target), context)
         self._told = told
+        self._paces: dict[Arm, AutoPace] = {}  # of the cells that are being measured
 
     def cells(self, block: Block, prompts: Sequence[Prompt], arms: Sequence[Arm], repeats: int) -> list[Cell]:
         """Warm up and time the target alone and `arms` on these prompts; the baseline comes first."""
         batches = full_batches(prompts, block.batch)
         warm = batches[: -(-self.plan.warmup_prompts // block.batch)]
         cells = [Cell(arm, block.suite, block.temperature, block.stage, batch=block.batch) for arm in (Arm(), *arms)]
+        self._compile(block.batch, arms)
+        self._paces = {cell.arm: self._pace(cell, batches[0]) for cell in cells if cell.arm.k == AUTO}
         for cell in cells:
             self._warm_up(cell, warm)
         for repeat in range(repeats):
@@ -130,6 +137,24 @@ class Bench:
         """The same for every arm, repeat and size of batch."""
         return Noise(self.plan.seed, [prompt.request for prompt in batch], device=self.device)
 
+    def _compile(self, batch: int, arms: Sequence[Arm]) -> None:
+        """Where passes are compiled, all that a batch needs until its last row has ended: not in a timed run."""
+        widest = 1 + max((arm.most for arm in arms), default=0)
+        readers = [(self.reader, widest), *((self.drafting[arm].reader, 2) for arm in arms)]  # a drafter lacks two
+        for reader, width in dict(readers).items():
+            if isinstance(reader, CompiledReader):
+                for rows in range(1, batch + 1):
+                    reader.prepare(rows, width)
+
+    def _pace(self, cell: Cell, batch: Sequence[Prompt]) -> AutoPace:
+        """A pace for that cell, its costs measured here; it learns from prompt to prompt, as a server's would."""
+        drafter, watch = self.drafting[cell.arm].drafter, Stopwatch(self.device)
+        prompts = [prompt.ids for prompt in batch]
+        return AutoPace(measure_costs(self.reader, drafter, prompts, self.sampling(cell.temperature), watch.now_s))
+
+    def _k(self, arm: Arm) -> int | Pace:
+        return arm.fixed_k or self._paces[arm]
+
     def _warm_up(self, cell: Cell, batches: Sequence[Sequence[Prompt]]) -> None:
         meter = OverlapMeter(self.limits.eos)
         if self.device.startswith("cuda"):
@@ -137,11 +162,11 @@ class Bench:
         for batch in batches:
             given = (self.sampling(cell.temperature), self.limits, self._noise(batch))
             prompts = [prompt.ids for prompt in batch]
-            if cell.arm.fixed_k is None:
+            if cell.arm.drafter is None:
                 autoregressive(self.reader, prompts, *given)
             else:
                 drafter = self.drafting[cell.arm].drafter
-                speculative(self.reader, drafter, prompts, cell.arm.fixed_k, *given, observer=meter)
+                speculative(self.reader, drafter, prompts, self._k(cell.arm), *given, observer=meter)
         cell.overlap = meter.overlap
         cell.peak_memory_bytes = self._peak_bytes(cell.arm)
 
@@ -158,13 +183,11 @@ class Bench:
         watch, noise, sampling = Stopwatch(self.device), self._noise(batch), self.sampling(cell.temperature)
         prompts = [prompt.ids for prompt in batch]
         begun_s = watch.now_s()
-        if cell.arm.fixed_k is None:
+        if cell.arm.drafter is None:
             outputs = autoregressive(self.reader, prompts, sampling, self.limits, noise, clock=watch)
         else:
-            drafter = self.drafting[cell.arm].drafter
-            outputs = speculative(
-                self.reader, drafter, prompts, cell.arm.fixed_k, sampling, self.limits, noise, clock=watch
-            )
+            drafter, k = self.drafting[cell.arm].drafter, self._k(cell.arm)
+            outputs = speculative(self.reader, drafter, prompts, k, sampling, self.limits, noise, clock=watch)
         total_s = watch.now_s() - begun_s
         parts = (watch.seconds[what] for what in ("prefill", "draft", "verify", "accept"))
         return Timed(tuple(prompt.request for prompt in batch), outputs, total_s, *parts)
@@ -186,14 +209,14 @@ class Bench:
         sound = parity[cells[0].arm].passed
         for cell in cells:
             cell.lossless = sound and parity[cell.arm].passed
-            if cell.temperature > 0 or (cell.arm.fixed_k is None and cell.batch == 1):
+            if cell.temperature > 0 or (cell.arm.drafter is None and cell.batch == 1):
                 continue
             written = {
                 (request, *output.tokens): (reference[request], output)
                 for one in cell.timed
                 for request, output in zip(one.requests, one.generations, strict=True)
             }
-            cell.near_tie_bound = bounds.get((cell.batch, cell.arm.fixed_k or 0))
+            cell.near_tie_bound = bounds.get((cell.batch, cell.arm.most))
             expected, found = zip(*written.values(), strict=True)
             greedy = self.sampling(0.0)
             compared = audit(self.reader, expected, found, cell.near_tie_bound, greedy, self.limits.eos)

@@ -25,6 +25,7 @@ from eval.report import require_writable, write
 from eval.results import Findings
 from factory.artifact import Artifact
 from factory.decoding.decoder import Generation
+from factory.decoding.pace import EVEN_COSTS, AutoPace
 from factory.errors import ModelError
 from factory.models import fingerprint, resolve_device, resolve_dtype
 from factory.progress import Progress
@@ -140,7 +141,7 @@ class _Run:
     def _load(self, batch: int) -> Load:
         """The most that a batch asks of memory."""
         longest = max(len(prompt.ids) for one in self._sets for prompt in (*one.choose, *one.confirm))
-        return Load(batch, max(arm.fixed_k or 0 for arm in self._arms), longest, self._plan.max_new_tokens)
+        return Load(batch, max(arm.most for arm in self._arms), longest, self._plan.max_new_tokens)
 
     def _decisive(self, bench: Bench, dtype: str) -> dict[str, Any]:
         """Everything that decides the figures, but the code."""
@@ -173,7 +174,7 @@ class _Run:
             with memory_errors(self._load(max(self._plan.batches))):
                 parity = self._parity(bench, exact)
                 probes = mixed(self._sets, max(PROBES, *self._plan.batches))
-                bounds = bench.bounds(probes, sorted({arm.fixed_k for arm in self._arms if arm.fixed_k is not None}))
+                bounds = bench.bounds(probes, sorted({arm.most for arm in self._arms}))
             self._require_unchanged(bench)
             self.partial.keep_parity(parity, bounds)
             found = parity, bounds
@@ -192,7 +193,7 @@ class _Run:
         if exact:
             target = self._anchor.load_target(self._target, torch.float64, "cpu")
             reader = opened(target, plan.reader)
-        ks = [arm.fixed_k for arm in self._arms if arm.fixed_k is not None]
+        ks = [arm.most for arm in self._arms]
         batches = sorted({min(batch, len(prompts)) for batch in plan.batches})
         count.phase("parity with the target", len(batches) * (1 + len(ks)))
         greedy = bench.sampling(0.0)
@@ -204,9 +205,10 @@ class _Run:
             running = bench.running[entry]
             if exact:
                 running = start(entry, reader.vocabulary, torch.float64, "cpu", plan.drafter_reader)
-            for arm, k in zip(entry.arms, entry.ks, strict=True):
+            for arm in entry.arms:
                 audits = []
                 for reference in references:
+                    k = arm.fixed_k or AutoPace(EVEN_COSTS)
                     audits.append(reference.against(running.drafter, k))
                     count()
                 found[arm] = Audit.of(audits)

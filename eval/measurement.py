@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Literal
 
+from factory.decoding.costs import KS
 from factory.decoding.decoder import Generation
 from factory.edit import Shape
 
@@ -31,6 +32,11 @@ class Arm:
     def fixed_k(self) -> int | None:
         """k where every round has the same; None for the target alone, and where k is chosen each round."""
         return None if self.k == AUTO else self.k
+
+    @property
+    def most(self) -> int:
+        """The largest k of any round; 0 for the target alone."""
+        return max(KS) if self.k == AUTO else (self.k or 0)
 
     @property
     def words(self) -> str:

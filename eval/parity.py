@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter
+from factory.decoding.pace import Pace
 from factory.decoding.processors import History
 from factory.decoding.reader import Reader, right_padded
 from factory.decoding.sampling import Noise, Sampling
@@ -224,7 +225,7 @@ class Greedy:
             for one in autoregressive(self.reader, part, self.sampling, self.limits, self._noise(part))
         ]
 
-    def drafted(self, drafter: Drafter, k: int, prompts: Sequence[list[int]]) -> list[Generation]:
+    def drafted(self, drafter: Drafter, k: int | Pace, prompts: Sequence[list[int]]) -> list[Generation]:
         """The target with a drafter."""
         parts = in_parts(prompts, self.batch)
         return [
@@ -270,7 +271,7 @@ class Reference:
         """The target alone against transformers' own uncached forward pass."""
         return uncached_audit(self._target, self.alone, self._bound(self._passes))
 
-    def against(self, drafter: Drafter, k: int) -> Audit:
+    def against(self, drafter: Drafter, k: int | Pace) -> Audit:
         """The target with a drafter against the target alone."""
         reader, bound = self._greedy.reader, self._bound(k)
         found = audit(reader, self.alone, self._greedy.drafted(drafter, k, self._prompts), bound)
@@ -279,8 +280,10 @@ class Reference:
         given, outputs = self._penalised, self._penalised.drafted(drafter, k, self._prompts)
         return Audit.of([found, audit(reader, self._penalised_alone, outputs, bound, given.sampling, given.limits.eos)])
 
-    def _bound(self, k: int) -> float | None:
-        return self._bounds[k] if self._bounds is not None else None
+    def _bound(self, k: int | Pace) -> float | None:
+        if self._bounds is None:
+            return None
+        return self._bounds[k if isinstance(k, int) else k.most]
 
 
 def in_parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

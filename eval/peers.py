@@ -35,6 +35,7 @@ from eval.stats import Interval, speedup
 from eval.suites import Prompt
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
+from factory.decoding.pace import Pace
 from factory.decoding.reader import Reader
 from factory.decoding.readers import open_reader
 from factory.decoding.sampling import Noise, Sampling
@@ -77,19 +78,22 @@ class Contestant(Protocol):
 class Ours:
     """Our decoder, with or without a drafter."""
 
-    def __init__(self, name: str, match: Match, target: Reader, drafter: Drafter | None = None) -> None:
+    def __init__(
+        self, name: str, match: Match, target: Reader, drafter: Drafter | None = None, pace: Pace | None = None
+    ) -> None:
+        """`pace` decides k in place of the match's; what it learns stays from output to output."""
         self.name, self.drafts, self.device = name, drafter is not None, target.device
         self.reader = target
         self._match, self._drafter = match, drafter
+        self._k: int | Pace = match.k if pace is None else pace
 
     def write(self, prompt: Prompt, sampling: Sampling) -> Generation:
         """Keyed by (seed, request), as everywhere."""
         noise = Noise(self._match.seed, [prompt.request], self.device)
+        given = (sampling, self._match.limits, noise)
         if self._drafter is None:
-            return autoregressive(self.reader, [prompt.ids], sampling, self._match.limits, noise)[0]
-        return speculative(
-            self.reader, self._drafter, [prompt.ids], self._match.k, sampling, self._match.limits, noise
-        )[0]
+            return autoregressive(self.reader, [prompt.ids], *given)[0]
+        return speculative(self.reader, self._drafter, [prompt.ids], self._k, *given)[0]
 
     watched = write
 

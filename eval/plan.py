@@ -30,6 +30,7 @@ class EvalPlan(BaseModel):
     warmup_prompts: int = Field(default=4, ge=1)  # untimed, with the observer: warms up and measures the overlap
     max_new_tokens: int = Field(default=128, ge=2)
     ks: tuple[Guesses, ...] = Field(default=(2, 3, 4, 6), min_length=1)
+    auto_k: bool = False  # also let every drafter's k be chosen anew in each round
     lookup_ks: tuple[Guesses, ...] = Field(default=(4,), min_length=1)  # the free baseline, so never without
     raw_ks: tuple[Guesses, ...] = Field(default=(4,), min_length=1)  # drafters as they were before training
     temperatures: tuple[Temperature, ...] = Field(default=(0.0, 1.0), min_length=1)
@@ -53,8 +54,8 @@ class EvalPlan(BaseModel):
     seed: int = Field(default=0, ge=0)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
-    reader: Literal["auto", "eager", "lean", "packed"] = "auto"  # how the target runs, alone and verifying
-    drafter_reader: Literal["auto", "eager", "lean", "packed", "packed-int8"] = "auto"
+    reader: Literal["auto", "eager", "lean", "packed", "compiled"] = "auto"  # how the target runs, alone and verifying
+    drafter_reader: Literal["auto", "eager", "lean", "packed", "packed-int8", "compiled"] = "auto"
     threads: int | None = Field(default=None, ge=1)  # None = as torch finds it
 
     @field_validator("suites", "ks", "lookup_ks", "raw_ks", "temperatures", "batches", "map_batches", "map_contexts")

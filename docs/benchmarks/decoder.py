@@ -25,7 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from decoder_contests import Contests, against_peers, batches, best_speedup, forecasts
+from decoder_contests import TEMPERATURES, Contests, against_peers, auto_k, batches, best_speedup, forecasts
 from decoder_pairs import BIG, QUICK, SHIPPED, Pair, Settings, SkippedError, big, shipped
 from decoder_passes import Row, draft_steps, rounds, verification
 from decoder_table import table
@@ -85,6 +85,8 @@ PARTS: list[tuple[str, str, Measure]] = [
     ("round", BIG, _rounds),
     ("speedup", SHIPPED, lambda bench: best_speedup(bench.contests)),
     ("forecast", SHIPPED, lambda bench: forecasts(bench.contests, bench.profile)),
+    ("auto", SHIPPED, lambda bench: auto_k(bench.contests, TEMPERATURES)),
+    ("auto", BIG, lambda bench: auto_k(Contests(bench.big), TEMPERATURES[:1])),
     ("batch", SHIPPED, lambda bench: batches(bench.shipped)),
     ("batch", BIG, lambda bench: batches(bench.big)),
     ("step", SHIPPED, lambda bench: draft_steps(bench.shipped, bench.shipped.drafter(), bench.profile)),

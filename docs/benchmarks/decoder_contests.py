@@ -16,14 +16,17 @@ from eval.peers import Contestant, Ours, Timings
 from eval.stats import Interval, speedup
 from eval.suites import Prompt
 from factory.decoding.compiled import why_no_compiler
+from factory.decoding.costs import measure_costs
 from factory.decoding.decoder import autoregressive
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
+from factory.decoding.pace import AutoPace
 from factory.decoding.readers import ReaderKind
 from factory.decoding.sampling import Noise, Sampling
 from factory.forecast import costs_in_time
 from factory.profile import DeviceProfile
 
 TEMPERATURES = (0.0, 1.0)
+ALONE, AUTO = "the target alone", "k auto"
 GOALS = {  # ours, peer -> what it says, goal; the first one's goal depends on the model
     (peers.OURS, peers.GENERATE): ("our autoregressive decode / generate", 2.0),
     (peers.OURS_DRAFTED, peers.ASSISTED): ("our speculative decode / generate(assistant_model=)", 2.5),
@@ -128,14 +131,15 @@ class Contests:
     def arm(self, way: Way | None) -> Ours:
         """A contestant; None is the target alone."""
         if way is None:
-            return Ours("the target alone", self.pair.match(None, 1), self.pair.reader())
+            return Ours(ALONE, self.pair.match(None, 1), self.pair.reader())
+        return Ours(way.words, self.pair.match(None, way.k), self.pair.reader(), self.drafter(way))
+
+    def drafter(self, way: Way) -> Drafter:
+        """What drafts in that way."""
         reader = self.pair.reader()
-        drafter: Drafter
         if way.lookup:
-            drafter = PromptLookup(peers.MAX_NGRAM, vocabulary=reader.vocabulary, device=reader.device)
-        else:
-            drafter = ModelDrafter(self.pair.reader(way.name, way.kind), way.name)
-        return Ours(way.words, self.pair.match(None, way.k), reader, drafter)
+            return PromptLookup(peers.MAX_NGRAM, vocabulary=reader.vocabulary, device=reader.device)
+        return ModelDrafter(self.pair.reader(way.name, way.kind), way.name)
 
     def run(self, ways: Sequence[Way], prompts: Sequence[Prompt], sampling: Sampling) -> dict[str, Timings]:
         """The target alone and those ways, interleaved."""
@@ -149,7 +153,7 @@ class Contests:
             self.pair.drafter()  # says what is missing
             ways = self.ways()
             found = self.run(ways, self.pair.timed, Sampling(temperature=temperature))
-            base = found["the target alone"]
+            base = found[ALONE]
             ratios = [(way, peers.faster(found[way.words], base)) for way in ways]
             self._chosen[temperature] = sorted(ratios, key=lambda one: (one[0].lookup, -one[1].value))
         return self._chosen[temperature]
@@ -162,7 +166,7 @@ class Contests:
             sampling = Sampling(temperature=temperature)
             found = self.run(ways, self.pair.fresh or self.pair.timed, sampling)
             match = self.pair.match(None, max(way.k for way in ways))
-            same = peers.compare(match, self.pair.reader(), found, "the target alone") if sampling.greedy else {}
+            same = peers.compare(match, self.pair.reader(), found, ALONE) if sampling.greedy else {}
             self._fresh[temperature] = {"ways": ways, "found": found, "same": same}
         return self._fresh[temperature]
 
@@ -173,7 +177,7 @@ def best_speedup(contests: Contests) -> Iterator[Row]:
         sampling, ranked = Sampling(temperature=temperature), contests.chosen(temperature)
         told = contests.confirmed(temperature)
         for way in told["ways"]:
-            one, base = told["found"][way.words], told["found"]["the target alone"]
+            one, base = told["found"][way.words], told["found"][ALONE]
             same = told["same"].get(way.words)
             yield row(
                 f"speedup of {way.words}, {words(sampling)}",
@@ -201,7 +205,7 @@ def forecasts(contests: Contests, profile: DeviceProfile) -> Iterator[Row]:
     costs = costs_in_time(pair.shape(best.name), pair.shape(), profile, DTYPE)
     for way in ways:
         one = found[way.words]
-        measured, alpha = peers.faster(one, found["the target alone"]), acceptance(one.rounds).alpha
+        measured, alpha = peers.faster(one, found[ALONE]), acceptance(one.rounds).alpha
         if alpha is None or measured.low is None or measured.high is None:
             continue
         said = costs.speedup(alpha, way.k)
@@ -215,6 +219,38 @@ def forecasts(contests: Contests, profile: DeviceProfile) -> Iterator[Row]:
             measured=measured.value,
             alpha=alpha,
             forecast_c=costs.c,
+        )
+
+
+def auto_k(contests: Contests, temperatures: Sequence[float]) -> Iterator[Row]:
+    """k: auto / the best fixed k, none at all among them: chosen on some prompts, both measured again on others.
+
+    Chosen and compared in one run the best of several would be too fast by its luck. Costs are measured
+    on the pair before, outside the timing; what the pace learns stays from output to output, as in a server.
+    """
+    pair = contests.pair
+    name = pair.drafter()
+    steady = [Way(name, "auto", k) for k in pair.settings.ks]
+    for temperature in temperatures:
+        sampling = Sampling(temperature=temperature)
+        found = contests.run(steady, pair.timed, sampling)
+        rates = {None: found[ALONE].tokens_per_s} | {way: found[way.words].tokens_per_s for way in steady}
+        best = max(rates, key=lambda way: rates[way])
+        drafter = contests.drafter(steady[0])
+        costs = measure_costs(pair.reader(), drafter, [pair.timed[0].ids], sampling, time.perf_counter)
+        field = [contests.arm(best), Ours(AUTO, pair.match(None, 1), pair.reader(), drafter, AutoPace(costs))]
+        prompts, repeats = pair.fresh or pair.timed, pair.settings.repeats
+        again = peers.contest(field, prompts, sampling, repeats=repeats, seed=pair.settings.seed)
+        auto = again[AUTO]
+        rounds = [guesses for output in auto.rounds for guesses in output.proposed]
+        yield row(
+            f"k auto / best fixed k ({best.k if best else 'no drafting'}), {words(sampling)}",
+            pair.name,
+            peers.faster(auto, again[field[0].name]),
+            (">=", 0.97),
+            alpha=acceptance(auto.rounds).alpha,
+            proposed_a_round=sum(rounds) / max(1, len(rounds)),
+            tried={(way.words if way else ALONE): rate for way, rate in rates.items()},
         )
 
 

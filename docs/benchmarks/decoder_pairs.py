@@ -55,7 +55,7 @@ class Settings:
     batch: int = 8
     groups: int = 3  # of `batch` prompts
     batch_repeats: int = 2
-    ks: tuple[int, ...] = (1, 2, 3, 4)  # tried for the best speedup
+    ks: tuple[int, ...] = (1, 2, 3, 4, 6)  # tried for the best speedup
     drafter_layers: int = 1  # of the 110M shape
     k: int = 4  # against peers: 5 tokens to verify
     hidden: int = 768

@@ -56,6 +56,7 @@ def open_session(
     from factory.chat.session import Session
     from factory.decoding.drafters import ModelDrafter, PromptLookup
     from factory.decoding.readers import open_reader, require_target_reader
+    from factory.decoding.vocabulary import require_one_vocabulary
 
     kind, drafter_kind = _reader_kind(reader, "--reader"), _reader_kind(drafter_reader, "--drafter-reader")
     require_target_reader(kind)
@@ -64,11 +65,11 @@ def open_session(
     steps = 2 if artifact is None else 3
     progress(0, steps, "loading, the target")
     if artifact is not None:
-        model, tokenizer = artifact.load_target(target, dtype, device), artifact.load_tokenizer()
+        model = artifact.load_target(target, dtype, device)
     else:
-        folder = locate(target or "").folder
-        model, tokenizer = models.load_model(folder, dtype=dtype, device=device), models.load_tokenizer(folder)
+        model = models.load_model(locate(target or "").folder, dtype=dtype, device=device)
         models.require_finite(model)
+    tokenizer = models.load_tokenizer(model.config.name_or_path)
     read = open_reader(model, kind)
     where = f"{str(dtype).removeprefix('torch.')} on {device}"
     notes = [f"target: {model.num_parameters() / 1e6:,.1f} M parameters, {where}, {_run_by(read)}"]
@@ -78,7 +79,14 @@ def open_session(
         progress(1, steps, "loading, the drafter")
         small = artifact.load_model(dtype, device)
         drafts = open_reader(small, drafter_kind)
-        drafters[MODEL] = ModelDrafter(drafts, artifact.name)
+        require_one_vocabulary(
+            tokenizer,
+            artifact.load_tokenizer(),
+            target_rows=read.vocabulary,
+            drafter_rows=drafts.vocabulary,
+            name=artifact.name,
+        )
+        drafters[MODEL] = ModelDrafter(drafts, artifact.name, vocabulary=read.vocabulary)
         notes.append(f"drafter {artifact.name}: {small.num_parameters() / 1e6:,.1f} M parameters, {_run_by(drafts)}")
     drafters[LOOKUP] = PromptLookup(vocabulary=read.vocabulary, device=device)
     session = Session(read, drafters, conversation, settings, models.eos_token_ids(model), seed)

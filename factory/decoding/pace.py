@@ -94,6 +94,12 @@ class Costs:
         return self.drafting_s(k) + _between(self.verify_s, k) + _between(self.rest_s, k)
 
 
+# Of a pair whose drafter costs a tenth of it: for where k is to vary, and no clock decides.
+EVEN_COSTS = Costs(
+    rows=1, draft_s={1: 0.1, 8: 0.8}, verify_s={0: 1.0, 1: 1.0, 8: 1.0}, rest_s={0: 0.0, 1: 0.0, 8: 0.0}, read_s=0.0
+)
+
+
 class AutoPace:
     """The k that brings most tokens a second, by measured costs and by which guesses stood so far; 0 where none pays.
 

@@ -141,6 +141,20 @@ def test_a_batch_that_no_prompts_fill_is_told_before_anything_is_loaded(
 
 
 @pytest.mark.parametrize("tiny_folder", ["llama"], indirect=True)
+def test_k_may_be_chosen_in_each_round(built: Artifact, judge: Judge, tmp_path: Path) -> None:
+    results = judge(built, tmp_path / "out", auto_k=True, confirm_prompts=2)
+    auto = [row for row in results["rows"] if row["k"] == "auto" and row["prompt_set"] == "choose"]
+    assert {(row["drafter"], row["temperature"]) for row in auto} == set(
+        itertools.product(("model", "prompt_lookup"), (0.0, 1.0))
+    )
+    assert all(row["matches_target"] is True for row in auto)
+    checked = [found for found in results["parity"] if found["k"] == "auto"]
+    assert len(checked) == 2 and all(found["passed"] for found in checked)
+    lines = [json.loads(line) for line in (tmp_path / "out" / TOKENS).read_text().splitlines()]
+    assert all(max(line["proposed"], default=0) <= 8 for line in lines if line["k"] == "auto")
+    assert REPORT in {path.name for path in (tmp_path / "out").iterdir()}
+
+
 def test_the_plan_says_which_readers_run(built: Artifact, judge: Judge, tmp_path: Path) -> None:
     results = judge(built, tmp_path / "out", reader="eager", temperatures=(0.0,))
     assert results["target"]["reader"] == "eager"

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from factory import cli
-from factory.artifact import Artifact
+from factory.artifact import Artifact, write_manifest
 
 llama = pytest.mark.parametrize("tiny_folder", ["llama"], indirect=True)
 
@@ -63,3 +63,15 @@ def test_a_target_with_another_tokenizer(refused: Callable[..., str], tiny_folde
     tokenizer.write_text(tokenizer.read_text().replace('"a"', '"\u00e4"'))
     said = refused("--target", other)
     assert f"weights, config or tokenizer in {other} are not the same; name the right target with --target" in said
+
+
+@llama
+def test_a_drafter_with_another_tokenizer(refused: Callable[..., str], built: Artifact) -> None:
+    """A folder put together by hand: whole by its manifest, made from this target, and yet of other tokens."""
+    tokenizer = built.model_folder / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"a"', '"\u00e4"'))
+    facts = {key: value for key, value in built.manifest.items() if key not in ("files", "schema_version")}
+    (built.folder / "manifest.json").unlink()
+    write_manifest(built.folder, facts)
+    assert "the drafter tiny has another vocabulary than the target" in (said := refused())
+    assert "the first token that differs is 'a' (its id is 91 in the target's tokenizer, none in the drafter's)" in said

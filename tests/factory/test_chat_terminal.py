@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import re
@@ -20,6 +21,7 @@ import torch
 from typer.testing import CliRunner
 
 from factory import cli, models
+from factory.artifact import write_manifest
 from factory.build import build
 from factory.chat.answer import Origin, Piece
 from factory.chat.screen import Screen, is_styled
@@ -145,6 +147,21 @@ def test_what_cannot_be_opened_is_said(
     assert (done.exit_code, done.stdout) == (2, "")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_drafter_of_another_tokenizer_is_refused(artifact: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "foreign"
+    shutil.copytree(artifact, folder, ignore=shutil.ignore_patterns("manifest.json", "README.md"))
+    ids = json.loads((folder / "model" / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = ids["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (folder / "model" / "tokenizer.json").write_text(json.dumps(ids), encoding="utf-8")
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    write_manifest(folder, {key: value for key, value in manifest.items() if key not in ("files", "schema_version")})
+    done = CliRunner().invoke(cli.app, ["chat", "--quiet", str(folder)], input="abc\n")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "the drafter tiny has another vocabulary than the target" in done.stderr
+    assert "the first token that differs is 'a'" in done.stderr
 
 
 def test_its_help_imports_nothing_heavy() -> None:

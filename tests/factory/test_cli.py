@@ -319,7 +319,10 @@ def test_each_kind_of_failure_has_its_exit_code(
             raises(error)()
         codes[type(error).__name__] = (caught.value.exit_code, capsys.readouterr().err)
     assert codes["DataError"] == (2, "p.txt: empty\n")
-    assert codes["KeyboardInterrupt"] == (130, "\ninterrupted: what is finished is kept, and the same command goes on from there\n")
+    assert codes["KeyboardInterrupt"] == (
+        130,
+        "\ninterrupted: what is finished is kept, and the same command goes on from there\n",
+    )
     (log,) = (tmp_path / "drafter-factory").iterdir()
     message = f"a fault of this program: ZeroDivisionError: first\nthe traceback is in {log}\n"
     assert codes["ZeroDivisionError"] == (1, message)
