@@ -15,6 +15,8 @@ from eval.peers import Match, Peer, Timings
 from eval.suites import Prompt
 from factory.decoding.compiled import why_no_compiler
 from factory.decoding.decoder import Generation, Limits
+from factory.decoding.drafters import ModelDrafter
+from factory.decoding.pace import SteadyPace
 from factory.decoding.readers import open_reader
 from factory.decoding.sampling import Sampling
 
@@ -79,6 +81,16 @@ def test_assisted_generation_proposes_and_accepts_what_ours_does(tiny: Callable[
         for name in (peers.OURS_DRAFTED, peers.ASSISTED)
     ]
     assert all(one.alpha is not None and 0.2 < one.alpha < 1 for one in counts)
+
+
+def test_a_pace_decides_k_in_place_of_the_matchs(families: dict[str, Callable[..., PreTrainedModel]]) -> None:
+    match = match_of(families["llama"](layers=2, vocabulary=300, seed=1), k=4)
+    assert match.drafter is not None
+    reader, drafter = open_reader(match.target), ModelDrafter(open_reader(match.drafter))
+    paced = peers.Ours("paced", match, reader, drafter, SteadyPace(2)).watched(PROMPTS[0], GREEDY)
+    steady = peers.Ours("steady", match, reader, drafter).watched(PROMPTS[0], GREEDY)
+    assert paced.tokens == steady.tokens
+    assert (max(paced.proposed), max(steady.proposed)) == (2, 4)
 
 
 def test_a_drafter_that_is_the_target_is_accepted_in_full(families: dict[str, Callable[..., PreTrainedModel]]) -> None:
