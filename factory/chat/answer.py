@@ -53,12 +53,13 @@ class Answer:
     """What was written for one question, round by round.
 
     Seconds count from the prompt handed in; what showing took is left out. `drafter` is the name of what
-    drafted, None for the target alone; `k` is the number of guesses a round.
+    drafted, None for the target alone; `k` is the number of guesses a round, None where it is
+    chosen as it goes.
     """
 
     generation: Generation
     drafter: str | None
-    k: int
+    k: int | None
     origins: list[Origin] = field(default_factory=list)  # one a token
     text: str = ""
     first_s: float = 0.0  # until the first token
@@ -102,6 +103,12 @@ class Answer:
     def alpha(self) -> float | None:
         """Share of the examined guesses that stood; None where none was examined."""
         return acceptance([self.generation]).alpha
+
+    @property
+    def proposed(self) -> float | None:
+        """Guesses a round, on average, rounds without any among them; None before the first."""
+        rounds = self.generation.proposed
+        return sum(rounds) / len(rounds) if rounds else None
 
     def count(self, origin: Origin) -> int:
         """Tokens that came from there."""

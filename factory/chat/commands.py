@@ -9,7 +9,7 @@ from factory.chat.settings import LOOKUP, Settings
 from factory.errors import DataError
 
 HELP = """\
-/k N                 guesses a round
+/k N|auto            guesses a round; auto chooses as it goes, down to none
 /temp T              temperature; 0 is greedy
 /drafter on|off      the artifact's model, or the target alone
 /drafter lookup      copy from the text so far instead; /lookup is the same
@@ -21,7 +21,7 @@ Ctrl-C stops an answer and keeps what was written; a second one does not wait fo
 A line that ends in a backslash goes on in the next line."""
 
 _TAKES = {
-    "/k": "N",
+    "/k": "N, or auto",
     "/temp": "T",
     "/drafter": "on, lookup or off",
     "/lookup": "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from factory.chat.answer import Answer, Origin, Speed
 from factory.chat.session import Comparison
+from factory.chat.settings import AUTO
 
 HOW = (
     "tokens/s is from an answer's first token on; what comes before it, reading the prompt, is given apart. "
@@ -21,13 +22,19 @@ def status(answer: Answer, alone: Speed | None) -> str:
         parts += [f"alpha {answer.alpha:.2f}"] if answer.alpha is not None else []
         parts.append(_beside(speed, alone))
         counts = ", ".join(f"{answer.count(origin)} {origin.value}" for origin in Origin if answer.count(origin))
-        parts += [f"{total}: {counts}", f"k {answer.k}"]
+        parts += [f"{total}: {counts}", _guesses(answer)]
     else:
         parts += ["without a drafter", total]
     parts.append(f"first token after {answer.first_s:.2f} s")
     if answer.ending is not None:
         parts.append(answer.ending.value)
     return " · ".join(parts)
+
+
+def _guesses(answer: Answer) -> str:
+    if answer.k is not None:
+        return f"k {answer.k}"
+    return f"k {AUTO}, {answer.proposed:.1f} on average" if answer.proposed is not None else f"k {AUTO}"
 
 
 def _beside(speed: Speed | None, alone: Speed | None) -> str:

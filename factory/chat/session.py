@@ -6,12 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from factory.chat.answer import Answer, Ending, Piece, Speed
 from factory.chat.conversation import Conversation, Question
 from factory.chat.settings import OFF, Settings
 from factory.chat.stream import TextStream
+from factory.decoding.costs import KS, measure_costs
 from factory.decoding.decoder import Generation, Limits, Round, autoregressive, speculative
 from factory.decoding.drafters import Drafter
+from factory.decoding.pace import AutoPace
 from factory.decoding.reader import Reader
 from factory.decoding.sampling import Noise, Sampling
 from factory.errors import DataError
@@ -20,7 +24,7 @@ from factory.errors import DataError
 Told = Callable[[Answer, Sequence[Piece]], None]
 
 ALONE_TOKENS = 32  # what the target writes alone, once, so that there is a figure without a drafter
-_WARM_UP_TOKENS = 8
+_WARM_UP_TOKENS, _WARM_UP_K = 8, 4
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
@@ -45,8 +49,9 @@ class Comparison:
 class Session:
     """A conversation with a target, its drafters and its settings, and the last speed of the target alone.
 
-    Every answer is one request of its own: the same lines in the same session with the same seed give the
-    same answers. Raises what decoding raises.
+    Every answer is one request of its own: the same lines with the same settings and seed give the same
+    answers; where k is chosen as it goes, that holds for greedy ones, since a sampled text differs between k.
+    Raises what decoding raises.
     """
 
     def __init__(
@@ -63,8 +68,9 @@ class Session:
         self.alone: Speed | None = None  # of the target without a drafter, as last measured
         self.last: Answer | None = None
         self._eos, self._seed = eos, seed
+        self._paces: dict[tuple[str, bool], AutoPace] = {}  # by drafter, and whether greedy: a draw has its costs
         self._requests = 0
-        self._stopping = self._hearing = False
+        self._stopping = self._hearing = self._measuring = False
 
     def answer(self, line: str, told: Told | None = None) -> tuple[Answer, int]:
         """Write what follows a new line; returns it, and how many of the oldest turns were left out for it.
@@ -93,6 +99,7 @@ class Session:
         """
         last = self.comparable()
         prompt, most = last.generation.prompt, len(last.tokens)
+        self._prepare(prompt)
         alone = self._write(prompt, OFF, most, None)
         if alone.ending is Ending.STOPPED:
             return None
@@ -114,7 +121,12 @@ class Session:
         prompt, sampling = [[next(iter(self._eos), 0)]], Sampling(self.settings.temperature)
         autoregressive(self.target, prompt, sampling, limits, noise)
         for drafter in self.drafters.values():
-            speculative(self.target, drafter, prompt, self.settings.k, sampling, limits, noise)
+            speculative(self.target, drafter, prompt, self.settings.k or _WARM_UP_K, sampling, limits, noise)
+
+    @property
+    def needs_costs(self) -> bool:
+        """Whether the next drafted answer first measures what rounds cost, to choose k by: dozens of target steps."""
+        return self.settings.k is None and self.settings.drafter != OFF and self._setting not in self._paces
 
     def clear(self) -> None:
         """Forget what was said; settings and figures stay."""
@@ -124,13 +136,14 @@ class Session:
     def stop(self) -> None:
         """End the answer that is being written after its present round; asked again, at once, by raising Stopped.
 
-        For a signal handler: the second asking may also come when the answer has just ended.
+        Measuring ends at once too. For a signal handler: the second asking may come when the answer has just ended.
         """
-        if self._stopping and not self._hearing:
+        if self._measuring or (self._stopping and not self._hearing):
             raise Stopped
         self._stopping = True
 
     def _kept(self, question: Question, before: Sequence[int], told: Told | None) -> Answer:
+        self._prepare(question.prompt)
         stream = TextStream(self.conversation.tokenizer, before)
         self._requests += 1
         answer = self._write(question.prompt, self.settings.drafter, self.settings.max_new_tokens, told, stream)
@@ -138,6 +151,35 @@ class Session:
             self.conversation.keep(question, answer.tokens)
             self.last = answer
         return answer
+
+    @property
+    def _setting(self) -> tuple[str, bool]:
+        return self.settings.drafter, self.settings.temperature == 0
+
+    def _prepare(self, prompt: list[int]) -> None:
+        """Measure what has to be known before the clock of an answer runs."""
+        if not self.needs_costs:
+            return
+        behind = prompt[-(self.conversation.context // 2) :]  # leaves room for rounds
+        self._measuring = True
+        try:
+            costs = measure_costs(
+                self.target,
+                self.drafters[self.settings.drafter],
+                ks=KS,
+                now_s=self._now_s,
+                prompts=[behind],
+                sampling=Sampling(self.settings.temperature),
+            )
+            self._paces[self._setting] = AutoPace(costs)
+        finally:
+            self._measuring = False
+
+    def _now_s(self) -> float:
+        """Seconds, all queued work done."""
+        if self.target.device.type == "cuda":
+            torch.cuda.synchronize(self.target.device)
+        return time.perf_counter()
 
     def _write(
         self, prompt: list[int], drafter: str, most: int, told: Told | None, stream: TextStream | None = None
@@ -167,9 +209,8 @@ class Session:
             if drafter == OFF:
                 autoregressive(self.target, *given, noise, listener=listen)
             else:
-                speculative(
-                    self.target, self.drafters[drafter], given[0], settings.k, *given[1:], noise, listener=listen
-                )
+                k = self._paces[self._setting] if settings.k is None else settings.k
+                speculative(self.target, self.drafters[drafter], given[0], k, *given[1:], noise, listener=listen)
             answer.ending = self._ending(answer, most)
         except Stopped:
             answer.ending = Ending.STOPPED

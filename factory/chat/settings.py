@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from factory.errors import DataError
 
 MODEL, LOOKUP, OFF = "model", "lookup", "off"  # what drafts: the artifact's model, prompt lookup, nothing
+AUTO = "auto"
 MOST_GUESSES = 64  # as in an EvalPlan
 HIGHEST_TEMPERATURE = 10.0
 
@@ -17,7 +18,7 @@ class Settings:
     """How the next answer is written."""
 
     drafter: str  # MODEL, LOOKUP or OFF
-    k: int  # guesses a round
+    k: int | None  # guesses a round; None: chosen as it goes
     temperature: float
     max_new_tokens: int
 
@@ -28,14 +29,16 @@ class Settings:
         if self.drafter == OFF:
             return f"nothing drafts; {law}"
         drafts = {MODEL: "the artifact's model", LOOKUP: "prompt lookup"}[self.drafter]
-        return f"{drafts} drafts, k {self.k}; {law}"
+        return f"{drafts} drafts, k {AUTO if self.k is None else self.k}; {law}"
 
 
-def guesses(text: str, name: str) -> int:
-    """k of a text; `name` is what the user wrote it for. Raises DataError."""
+def guesses(text: str, name: str) -> int | None:
+    """k of a text, None for auto; `name` is what the user wrote it for. Raises DataError."""
+    if text == AUTO:
+        return None
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
     if not 1 <= number <= MOST_GUESSES:
-        raise DataError(f"{name}: must be a whole number from 1 to {MOST_GUESSES}, not {text!r}")
+        raise DataError(f"{name}: must be a whole number from 1 to {MOST_GUESSES}, or auto, not {text!r}")
     return number
 
 

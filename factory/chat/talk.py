@@ -72,6 +72,7 @@ class Talk:
         if not self._legend_shown and session.settings.drafter != OFF:
             screen.legend()
             self._legend_shown = True
+        self._announce_costs()
 
         def told(answer: Answer, pieces: Sequence[Piece]) -> None:
             screen.show(pieces)
@@ -103,12 +104,19 @@ class Talk:
     def _compare(self) -> None:
         session, screen = self._session, self._screen
         comparison, tokens = None, len(session.comparable().tokens)
+        self._announce_costs()
         screen.note(f"writing the last answer ({tokens} tokens) again, by the target alone and then drafted, unseen")
         with self._stoppable():
             comparison = session.compare()
         greedy = session.settings.temperature == 0
         for line in compared(comparison, greedy) if comparison else ["stopped: nothing was compared"]:
             screen.note(line)
+
+    def _announce_costs(self) -> None:
+        if self._session.needs_costs:
+            self._screen.note(
+                "measuring what rounds of this drafter cost, once, to choose k by; /k N needs no measuring"
+            )
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ def chat(
         Path | None, typer.Argument(metavar="[ARTIFACT]", help="the drafter's folder; without one, --target alone")
     ] = None,
     target: TargetOption = None,
-    k: Annotated[str, typer.Option("--k", metavar="N", help="guesses a round")] = "4",
+    k: Annotated[str, typer.Option("--k", metavar="N|auto", help="guesses a round")] = "auto",
     temperature: Annotated[str, typer.Option("--temperature", metavar="T", help="0 is greedy")] = "0",
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="the longest answer")] = 256,
     drafting: Annotated[

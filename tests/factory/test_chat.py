@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -114,7 +115,7 @@ def session(families: dict[str, Callable[..., PreTrainedModel]]) -> Callable[...
 
     def make(
         drafter: str = MODEL,
-        k: int = 4,
+        k: int | None = 4,
         temperature: float = 0.0,
         most: int = 40,
         template: str | None = None,
@@ -203,6 +204,38 @@ def test_drafting_does_not_change_a_greedy_answer(session: Callable[..., Session
         texts.add("|".join(talk.answer(line)[0].text for line in ("def f(", "class A")))
         assert (talk.alone is not None) == (drafter == OFF)
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize("drafter", [MODEL, LOOKUP])
+def test_k_may_be_chosen_as_it_goes(session: Callable[..., Session], drafter: str) -> None:
+    plain, talk = session(OFF), session(drafter, k=None)
+    assert talk.needs_costs
+    for line in ("def f(", "class A", "x" * 150):
+        answer, _ = talk.answer(line)
+        assert answer.tokens == plain.answer(line)[0].tokens
+        assert not talk.needs_costs, "measured once"
+        assert answer.k is None
+        assert answer.proposed == sum(answer.generation.proposed) / (answer.generation.target_passes - 1)
+        assert f" · k auto, {answer.proposed:.1f} on average · " in status(answer, None)
+    talk.settings.temperature = 1.0
+    assert talk.needs_costs, "a draw has its own costs"
+    talk.settings.k = 3
+    assert not talk.needs_costs
+
+
+def test_measuring_costs_stops_at_once(session: Callable[..., Session]) -> None:
+    talk, now_s = session(k=None), time.perf_counter
+
+    def asked() -> float:
+        talk.stop()
+        return now_s()
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr("factory.chat.session.time.perf_counter", asked)
+        talk.answer("abc")
+    assert talk.needs_costs
+    assert talk.conversation.turns == []
+    assert talk.answer("abc")[0].tokens == session(OFF).answer("abc")[0].tokens
 
 
 def test_a_stopped_answer_keeps_what_was_written(session: Callable[..., Session]) -> None:
@@ -404,10 +437,10 @@ def test_commands_change_the_settings(session: Callable[..., Session]) -> None:
         commands.change(talk.settings, *commands.split(line), has_model=True)
     assert talk.settings == Settings(OFF, 7, 0.5, 40)
     assert talk.settings.words == "nothing drafts; temperature 0.5"
-    for line in ("/k  9 ", "/temp 0", "/lookup"):
+    for line in ("/k  auto ", "/temp 0", "/lookup"):
         commands.change(talk.settings, *commands.split(line), has_model=True)
-    assert talk.settings == Settings(LOOKUP, 9, 0.0, 40)
-    assert talk.settings.words == "prompt lookup drafts, k 9; greedy"
+    assert talk.settings == Settings(LOOKUP, None, 0.0, 40)
+    assert talk.settings.words == "prompt lookup drafts, k auto; greedy"
     commands.change(talk.settings, *commands.split("/drafter on"), has_model=True)
     assert talk.settings.drafter == MODEL
 
@@ -415,12 +448,12 @@ def test_commands_change_the_settings(session: Callable[..., Session]) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/k 0", "/k: must be a whole number from 1 to 64, not '0'"),
+        ("/k 0", "/k: must be a whole number from 1 to 64, or auto, not '0'"),
         ("/k 65", "/k: must be a whole number from 1 to 64"),
         ("/k -1", "/k: must be a whole number"),
         ("/k ²", "/k: must be a whole number"),
         ("/k 2 3", "/k: must be a whole number"),
-        ("/k", "/k: write /k N"),
+        ("/k", "/k: write /k N, or auto"),
         ("/temp warm", r"/temp: must be a number from 0 \(greedy\) to 10, not 'warm'"),
         ("/temp nan", "/temp: must be a number"),
         ("/temp -0.1", "/temp: must be a number"),
