@@ -186,5 +186,5 @@ def _forecast_lines(forecast: dict[str, Any] | None) -> list[str]:
     )
     return [
         f"c {forecast['c_bytes']:.3f} in bytes and {forecast['c_time']:.3f} in time; at alpha .80 at best "
-        f"{ceiling:.2f}x where only bytes count, {eager:.2f}x with eager transformers on {forecast['profile']['name']}."
+        f"{ceiling:.2f}x where only bytes count, {eager:.2f}x with this engine on {forecast['profile']['name']}."
     ]
