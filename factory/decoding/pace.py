@@ -12,13 +12,14 @@ from typing import Protocol
 from factory.decoding.batch import Round
 
 _KEEP = 0.5 ** (1 / 32)  # what was seen counts half after 32 rounds
-_PRIOR = 0.7  # acceptance of a first guess before any was seen: hopeful, since hope is soon tested
-_PRIOR_WEIGHT = 2.0  # guesses that a prior counts for
-_TOLERATED = 0.02  # drafting goes on while it seems that little slower than none: estimates wobble
+_PRIOR = 0.7  # acceptance of a first guess before any was seen: hopeful, since hope is soon tested, and fades
+_PRIOR_WEIGHT = 2.0  # guesses that it counts for, and that of one place for the next
+_DOUBT = 1.5  # standard errors by which drafting must seem slower than none to be given up
 _PROBE_ROUNDS = 6
+_PROBE_MOST = 2  # guesses a round
 _PROBE_SHARE = 0.01  # of the time without drafting, for probing
-_READ_SHARE = 0.05  # of the time without drafting, for reading what the drafter missed
-_PROBE_KEEPS = 0.1  # of what was seen before a probe: a text that changed should show
+_READ_SHARE = 0.03  # of the time without drafting, for reading what the drafter missed
+_PROBE_KEEPS = 0.03  # of what was seen before a probe: a text that changed should show
 
 
 class Pace(Protocol):
@@ -110,7 +111,7 @@ class AutoPace:
     smaller one does well. Some drafters offer nothing in some rounds: how often they do is counted too.
 
     While drafting is off, a few rounds of it now and then notice a text that has changed. They take about
-    1 % of the time; what the drafter has to read for them, which it has to once, at most 5 %.
+    1 % of the time; what the drafter has to read for them, which it has to once, at most 3 %.
 
     One pace serves many batches, one after another: what it has learnt stays.
     """
@@ -125,11 +126,12 @@ class AutoPace:
         ordered = sorted(costs, key=lambda one: one.rows)
         self._tables = [_Table(one, self.most) for one in ordered]
         self._bounds = [math.sqrt(a.rows * b.rows) for a, b in pairwise(ordered)]
-        self._stood = [0.0] * self.most  # by place in the draft, faded
-        self._examined = [0.0] * self.most
+        self._stood = [_PRIOR * _PRIOR_WEIGHT] + [0.0] * (self.most - 1)  # by place in the draft, faded
+        self._examined = [_PRIOR_WEIGHT] + [0.0] * (self.most - 1)
         self._wide, self._offered = _Share(), _Share()  # of rounds with guesses in any row; of rows with guesses
         self._off = False
-        self._probing = _PROBE_ROUNDS  # rounds in which drafting is not given up
+        self._probing = _PROBE_ROUNDS  # rounds left in which drafting is not given up
+        self._probe_most = self.most  # guesses a round in these
         self._plain_s = 0.0  # since it was given up
         self._unread = 0  # tokens that the drafter has not read
         self._room: list[int] = []
@@ -142,10 +144,9 @@ class AutoPace:
 
     def acceptance(self) -> list[float]:
         """How likely the guess at each place of a draft is to stand where those before it stood."""
-        found, before = [], _PRIOR
-        for stood, examined in zip(self._stood, self._examined, strict=True):
-            before = (stood + _PRIOR_WEIGHT * before) / (examined + _PRIOR_WEIGHT)
-            found.append(before)
+        found = [self._stood[0] / self._examined[0]]
+        for stood, examined in zip(self._stood[1:], self._examined[1:], strict=True):
+            found.append((stood + _PRIOR_WEIGHT * found[-1]) / (examined + _PRIOR_WEIGHT))
         return found
 
     def begin(self, prompt_tokens: int) -> bool:
@@ -188,13 +189,21 @@ class AutoPace:
         if self._off:
             if not self._probe_is_due(costs):
                 return 0
-            self._off, self._probing, self._plain_s = False, _PROBE_ROUNDS, 0.0
+            self._off, self._probing, self._probe_most, self._plain_s = False, _PROBE_ROUNDS, _PROBE_MOST, 0.0
             self._fade(_PROBE_KEEPS)
         k, tokens_per_s = self._fastest(costs, most)
-        if self._probing == 0 and tokens_per_s * costs.round_s[0] < 1 - _TOLERATED:
+        if self._probing:
+            return min(k, self._probe_most)
+        if tokens_per_s * costs.round_s[0] < 1 - self._doubt():
             self._off = True
             return 0
         return k
+
+    def _doubt(self) -> float:
+        """By how much a round's tokens may be underestimated, as a share of them, going by the first guess."""
+        examined = self._examined[0]
+        share = self._stood[0] / examined
+        return _DOUBT * math.sqrt(share * (1 - share) / examined) / (1 + share)
 
     def _fastest(self, costs: _Table, most: int) -> tuple[int, float]:
         """The k above 0 that brings a row most tokens a second, and how many."""
@@ -209,7 +218,7 @@ class AutoPace:
         return best
 
     def _probe_is_due(self, costs: _Table) -> bool:
-        probe_s = _PROBE_ROUNDS * max(costs.round_s[1] - costs.round_s[0], 0.0)
+        probe_s = _PROBE_ROUNDS * (costs.round_s[min(_PROBE_MOST, self.most)] - costs.round_s[0])
         read_s = self._unread * costs.read_s
         return self._plain_s * _PROBE_SHARE >= probe_s and self._plain_s * _READ_SHARE >= read_s
 

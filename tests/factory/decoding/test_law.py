@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from factory.decoding import decoder, drafters
 from factory.decoding import sampling as under_test
-from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
+from factory.decoding.decoder import Generation, Limits, Round, autoregressive, speculative
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.eager import EagerReader
 from factory.decoding.processors import History
@@ -160,6 +160,36 @@ def test_plain_text_and_prompt_lookup_have_it_too(law_target: PreTrainedModel) -
         values.append(p_value(made, law))
     assert copied > ROWS / 10
     assert not any(rejected(values)), values
+
+
+class Changing:
+    """A pace whose k hangs on what was accepted just now: 2 at first, then 0 after a round without, else 1."""
+
+    most = 2
+
+    def __init__(self) -> None:
+        self._k = 2
+
+    def begin(self, prompt_tokens: int) -> bool:
+        return True
+
+    def choose(self, room: Sequence[int]) -> int:
+        return self._k
+
+    def saw(self, done: Round) -> None:
+        self._k = 2 if not any(done.proposed) else int(sum(done.accepted) > 0)
+
+
+def test_a_k_that_hangs_on_what_was_accepted_leaves_the_law(law_target: PreTrainedModel, law_drafter: Drafter) -> None:
+    """Rows alone, so that each one's rounds decide over its own next k."""
+    sampling = Sampling(temperature=1.5)
+    made, changed = [], set[tuple[int, ...]]()
+    for request in range(ROWS // 2):
+        noise, end = Noise(9, [request]), Limits(max_new_tokens=5, eos=frozenset(), context=64)
+        made += speculative(EagerReader(law_target), law_drafter, [PROMPT], Changing(), sampling, end, noise)
+        changed.add(tuple(made[-1].proposed))
+    assert len(changed) >= 4
+    assert p_value(made, joint_law(law_target, sampling)) > LEVEL
 
 
 def residual_without_max(
