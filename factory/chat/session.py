@@ -12,7 +12,7 @@ from factory.chat.answer import Answer, Ending, Piece, Speed
 from factory.chat.conversation import Conversation, Question
 from factory.chat.settings import OFF, Settings
 from factory.chat.stream import TextStream
-from factory.decoding.costs import KS, measure_costs
+from factory.decoding.costs import measure_costs
 from factory.decoding.decoder import Generation, Limits, Round, autoregressive, speculative
 from factory.decoding.drafters import Drafter
 from factory.decoding.pace import AutoPace
@@ -160,18 +160,10 @@ class Session:
         """Measure what has to be known before the clock of an answer runs."""
         if not self.needs_costs:
             return
-        behind = prompt[-(self.conversation.context // 2) :]  # leaves room for rounds
+        drafter, sampling = self.drafters[self.settings.drafter], Sampling(self.settings.temperature)
         self._measuring = True
         try:
-            costs = measure_costs(
-                self.target,
-                self.drafters[self.settings.drafter],
-                ks=KS,
-                now_s=self._now_s,
-                prompts=[behind],
-                sampling=Sampling(self.settings.temperature),
-            )
-            self._paces[self._setting] = AutoPace(costs)
+            self._paces[self._setting] = AutoPace(measure_costs(self.target, drafter, [prompt], sampling, self._now_s))
         finally:
             self._measuring = False
 

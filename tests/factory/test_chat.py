@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -17,9 +18,11 @@ from factory.chat import commands
 from factory.chat.answer import Answer, Ending, Origin, Piece, Speed
 from factory.chat.conversation import Conversation
 from factory.chat.figures import compared, status
+from factory.chat.screen import Screen
 from factory.chat.session import Comparison, Session, Stopped
 from factory.chat.settings import LOOKUP, MODEL, OFF, Settings
 from factory.chat.stream import TextStream, decoded
+from factory.chat.talk import Talk
 from factory.decoding.decoder import Generation, Limits, Round, speculative
 from factory.decoding.drafters import ModelDrafter, PromptLookup
 from factory.decoding.readers import open_reader
@@ -335,6 +338,23 @@ def test_the_oldest_turns_are_left_out_of_a_full_context(session: Callable[..., 
     assert left_out[0] == 0
     assert set(left_out[3:]) == {1}
     assert len(talk.conversation.turns) == 1 + (8 - sum(left_out) - 1)
+
+
+def test_a_talk_says_what_happens_once(session: Callable[..., Session]) -> None:
+    out, notes = io.StringIO(), io.StringIO()
+    chatting = Talk(session(k=None, most=30, template=CHAT), Screen(out, notes, styled=False), interactive=False)
+    lines = [f"line {number}, and what is in it" for number in range(6)]
+    chatting.run(iter([*lines, "/clear", *lines, "x" * 200, "// text", "/usr/bin is text", " ", "/quit", "/never"]))
+    said = notes.getvalue()
+    assert said.count("the context is full: from here on the oldest turns are left out") == 2, (
+        "once, and anew after /clear"
+    )
+    assert said.count("measuring what rounds of this drafter cost, once") == 1
+    assert said.count("measuring the target alone, once") == 1
+    assert said.count("first token after") == 14
+    assert said.count("which leaves no room in a context of 160: shorten it") == chatting.refused == 1
+    assert "no chat template" not in said
+    assert "/never" not in said
 
 
 def test_a_line_that_fills_the_context_is_refused_and_nothing_is_kept(session: Callable[..., Session]) -> None:
