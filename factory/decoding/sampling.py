@@ -120,32 +120,31 @@ def distribution(logits: torch.Tensor, sampling: Sampling) -> Distribution:
     scaled = logits.float()
     if sampling.temperature != 1:
         scaled = scaled / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[-1]:
-        smallest_kept = scaled.topk(sampling.top_k, dim=-1).values[..., -1:]
-        scaled = scaled.masked_fill(scaled < smallest_kept, -torch.inf)
+    size, largest = logits.shape[-1], None  # [..., top_k]: which they are, the likeliest first
+    if 0 < sampling.top_k < size:
+        smallest_kept, largest = scaled.topk(sampling.top_k, dim=-1)
+        scaled = scaled.masked_fill(scaled < smallest_kept[..., -1:], -torch.inf)
     weights = scaled.softmax(dim=-1)
     if sampling.top_p == 1 and sampling.min_p == 0:
         return weights
     if sampling.top_p < 1:
-        weights = _nucleus(weights, sampling.top_p, sampling.top_k or _FIRST_LOOK)
+        look = size if weights.is_cuda else min(size, _FIRST_LOOK)  # a GPU sorts sooner than it answers
+        ordered = weights.topk(look, dim=-1).values if largest is None else weights.gather(-1, largest)
+        weights = _nucleus(weights, sampling.top_p, ordered)
     if sampling.min_p > 0:
         weights = weights.masked_fill(weights < sampling.min_p * weights.amax(dim=-1, keepdim=True), 0.0)
     return weights / weights.sum(dim=-1, keepdim=True)
 
 
-def _nucleus(weights: torch.Tensor, top_p: float, look: int) -> torch.Tensor:
+def _nucleus(weights: torch.Tensor, top_p: float, ordered: torch.Tensor) -> torch.Tensor:
     """The smallest set of likeliest tokens whose probability reaches top_p, the others 0; [..., V] -> [..., V].
 
-    `look`: how many tokens it may be found among.
+    `ordered` [..., n]: the n largest weights, from the largest on; more are looked at where they do not reach it.
     """
-    size = weights.shape[-1]
-    look = size if weights.is_cuda else min(size, look)  # a GPU sorts sooner than it answers
-    while True:
-        ordered = weights.topk(look, dim=-1).values  # [..., look]
+    size, reached = weights.shape[-1], ordered.cumsum(dim=-1)
+    while ordered.shape[-1] < size and bool((reached[..., -1] < top_p).any()):
+        ordered = weights.topk(min(size, 8 * ordered.shape[-1]), dim=-1).values
         reached = ordered.cumsum(dim=-1)
-        if look == size or bool((reached[..., -1] >= top_p).all()):
-            break
-        look = min(size, 8 * look)
     # a token stays while what lies before it has not reached top_p; the likeliest always does
     count = (reached[..., :-1] < top_p).sum(dim=-1, keepdim=True)
     edge = ordered.gather(-1, count)
