@@ -147,8 +147,8 @@ def test_padding_may_differ_and_nothing_else() -> None:
         (("<unk>", "a", "b"), ("<unk>", "b", "a"), (64, 64), r"3 tokens and 64 rows against the target's 3 and 64.*'a' \(its id is 1 in the target's tokenizer, 2 in the drafter's"),  # noqa: E501
         (("<unk>", "a", "b"), ("<unk>", "a"), (64, 64), r"'b' \(its id is 2 in the target's tokenizer, none in"),
         (("<unk>", "a"), ("<unk>", "a", "b"), (64, 48), r"3 tokens and 48 rows.*'b' \(its id is none in the target's"),
-        (("<unk>", "a", "b"), ("<unk>", "a", "b"), (64, 2), r"the drafter's head is smaller.*needs 3 rows, 'b' \(id 2\)"),
-        (("<unk>", "a", "b"), ("<unk>", "a", "b"), (1, 64), r"the target's head is smaller.*needs 3 rows, 'a' \(id 1\)"),
+        (("<unk>", "a", "b"), ("<unk>", "a", "b"), (64, 2), r"drafter's head is smaller.*3 rows, 'b' \(id 2\)"),
+        (("<unk>", "a", "b"), ("<unk>", "a", "b"), (1, 64), r"target's head is smaller.*3 rows, 'a' \(id 1\)"),
     ],
 )  # fmt: skip
 def test_really_different_vocabularies_are_refused_by_name(
