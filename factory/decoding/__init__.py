@@ -6,7 +6,7 @@ p for the drafter and K. Both accept a guess x with probability min(1, target(x)
 draw from norm(max(0, target - drafter)) at the first rejection and a bonus token from the target
 when all are accepted: the same algorithm. Here, everywhere:
 
-    p      the target's distribution, after temperature, top-k and top-p
+    p      the target's distribution, after penalties, temperature, top-k, top-p and min-p
     q      the drafter's, after the same processors: the very tensor that the guess was drawn from
     k      tokens proposed per round (gamma, K)
     alpha  accepted / (accepted + rejected), over examined tokens only
