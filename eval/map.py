@@ -31,6 +31,7 @@ from eval.suites import load_suite, suite_from_file
 from eval.switch import Figures, cell_figures, place_of, rule
 from factory.artifact import Artifact
 from factory.decoding.decoder import Generation
+from factory.decoding.pace import EVEN_COSTS, AutoPace
 from factory.errors import ArtifactError, DataError, ModelError
 from factory.files import write_atomically
 from factory.models import fingerprint, resolve_device, resolve_dtype
@@ -59,7 +60,7 @@ def measure_map(
     artifact = best_artifact(artifacts)
     artifact.verify()
     require_writable(out)
-    field = [Entry(artifact, plan.ks), Entry(None, plan.lookup_ks)]
+    field = [Entry(artifact, plan.ks, plan.auto_k), Entry(None, plan.lookup_ks, plan.auto_k)]
     # Batches and outputs are the map's, so that parity and near-tie bounds are too; one batch warms an arm up.
     changes = {"batches": plan.map_batches, "max_new_tokens": plan.map_new_tokens, "warmup_prompts": 1}
     with _threads(plan.threads):
@@ -107,7 +108,7 @@ class Mapper:
         self._anchor = next(entry.artifact for entry in field if entry.artifact is not None)
         self._device = resolve_device(plan.device)
         self._arms = [arm for entry in field for arm in entry.arms]
-        self._largest_k = max(arm.fixed_k or 0 for arm in self._arms)
+        self._largest_k = max(arm.most for arm in self._arms)
         self._context = min(shape.context for entry in field for shape in entry.shapes)
         self._suites = [suite_from_file(prompts_file)] if prompts_file else [load_suite(name) for name in plan.suites]
         tokenizer = self._anchor.load_tokenizer()
@@ -152,7 +153,11 @@ class Mapper:
         cells = [cell_figures(kept[block] or [], context, plan.seed) for context, block in blocks]
         drafters = []
         for entry in self._field:
-            one = {"artifact": entry.arms[0].artifact, "drafter": entry.arms[0].drafter, "ks": list(entry.ks)}
+            one = {
+                "artifact": entry.arms[0].artifact,
+                "drafter": entry.arms[0].drafter,
+                "ks": [arm.k for arm in entry.arms],
+            }
             name = drafter_name(one)
             pays = {
                 place_of(cell): best["pays"] for cell in cells for best in cell["best"] if drafter_name(best) == name
@@ -222,7 +227,7 @@ class Mapper:
         """Parity and near-tie bounds, made now or before."""
         found = partial.parity([Arm(), *self._arms])
         if found is None:
-            ks = sorted({arm.fixed_k for arm in self._arms if arm.fixed_k is not None})
+            ks = sorted({arm.most for arm in self._arms})
             bounds = bench.bounds(next(iter(self._prompts.values())), ks)
             found = self._parity(bench, ks, progress), bounds
             partial.keep_parity(*found)
@@ -249,9 +254,10 @@ class Mapper:
             drafter = bench.running[entry].drafter
             if exact:
                 drafter = start(entry, reader.vocabulary, torch.float64, "cpu", plan.drafter_reader).drafter
-            for arm, k in zip(entry.arms, entry.ks, strict=True):
+            for arm in entry.arms:
                 progress(len(found), 1 + len(self._arms), "parity with the target")
-                found[arm] = Audit.of([one.against(drafter, k) for one in references])
+                paces = [arm.fixed_k or AutoPace(EVEN_COSTS) for _ in references]
+                found[arm] = Audit.of([one.against(drafter, k) for one, k in zip(references, paces, strict=True)])
         progress(len(found), len(found), "parity with the target")
         return found
 

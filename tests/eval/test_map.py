@@ -118,6 +118,16 @@ def test_an_interrupted_map_measures_only_the_cells_that_are_missing(built: Arti
 
 
 @llama
+def test_a_k_that_is_chosen_as_it_goes_takes_part(built: Artifact, tmp_path: Path) -> None:
+    found = mapped(built, tmp_path / "out", auto_k=True, ks=(2,), map_contexts=(9,), map_batches=(2,))
+    ks = {drafter_name(one): one["ks"] for one in found["drafters"]}
+    assert ks == {"tiny": [2, "auto"], "prompt lookup": [2, "auto"]}
+    for cell in found["cells"]:
+        assert [row["k"] for row in cell["rows"]] == [2, "auto", 2, "auto"]
+        assert all(row["matches_target"] is True for row in cell["rows"])
+
+
+@llama
 def test_what_cannot_be_mapped_is_said_before_anything_is_loaded(built: Artifact, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"48 prompts do not make two batches of 32.*lower map_batches"):
