@@ -49,12 +49,12 @@ def roofline_plot(roofline: dict[str, Any]) -> str:
     for value in decade_ticks(x_low, x_high, (1, 3)):
         parts.append(line("grid", x(value), TOP, x(value), base))
         parts.append(text(x(value), base + 15, f"{10**value:.3g}", anchor="middle"))
-    starts = apart([y(x_low + math.log10(bandwidth)) - 4 for bandwidth in slopes], 13, TOP + 10, base - 4)
-    for bandwidth, ridge, start in zip(slopes, ridges, starts, strict=True):
+    for bandwidth, ridge in zip(slopes, ridges, strict=True):
         roof = [(x_low, x_low + math.log10(bandwidth)), (ridge, math.log10(peak)), (x_high, math.log10(peak))]
         points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in roof)
         parts.append(f'<polyline class="roof" points="{points}"/>')
-        parts.append(text(LEFT + 4, start, si(bandwidth, "B/s")))
+    rates = ", ".join(si(bandwidth, "B/s") for bandwidth in sorted(slopes))
+    parts.append(text(LEFT + 6, TOP + 11, f"slope: {rates}" if len(slopes) == 1 else f"slopes from below: {rates}"))
     parts.append(text(edge - 4, y(math.log10(peak)) - 5, f"peak {si(peak, 'FLOP/s')}", anchor="end"))
     parts.append(text(4, 12, "FLOP/s"))
     labels = apart([y(value) for value in ys], 15, TOP + 6, base - 4)
