@@ -216,7 +216,7 @@ class Bench:
                 for one in cell.timed
                 for request, output in zip(one.requests, one.generations, strict=True)
             }
-            cell.near_tie_bound = bounds.get((cell.batch, cell.arm.most))
+            cell.near_tie_bound = _bound(cell, bounds)
             expected, found = zip(*written.values(), strict=True)
             greedy = self.sampling(0.0)
             compared = audit(self.reader, expected, found, cell.near_tie_bound, greedy, self.limits.eos)
@@ -233,6 +233,16 @@ class Bench:
             bounds = near_tie_bounds(self.reader, written, ks if batch == 1 else [0, *ks], batch)
             found.update({(batch, k): bound for k, bound in bounds.items()})
         return found
+
+
+def _bound(cell: Cell, bounds: Bounds) -> float | None:
+    """Of its k; where that is chosen each round, the largest of those that it may be. None in float64."""
+    known = [
+        bound
+        for (batch, k), bound in bounds.items()
+        if batch == cell.batch and (k == cell.arm.most or (cell.arm.k == AUTO and k < cell.arm.most))
+    ]
+    return max(known, default=None)
 
 
 def full_batches(prompts: Sequence[Prompt], batch: int) -> list[Sequence[Prompt]]:

@@ -16,7 +16,7 @@ from eval.bench import Bench, Bounds
 from eval.choose import pool, promising, shortlist
 from eval.figures import Setting
 from eval.material import mixed, outputs_of, prompt_sets_of, prompts_of, repeats_of
-from eval.measurement import CHOOSE, CONFIRM, Arm, ArmFacts, Block, Cell
+from eval.measurement import AUTO, CHOOSE, CONFIRM, Arm, ArmFacts, Block, Cell
 from eval.memory import PACKABLE, Load, Models, free_bytes, memory_errors, require_memory
 from eval.parity import LARGEST_EXACT, PROBES, Audit, Reference
 from eval.partial import Partial
@@ -24,6 +24,7 @@ from eval.plan import EvalPlan
 from eval.report import require_writable, write
 from eval.results import Findings
 from factory.artifact import Artifact
+from factory.decoding.costs import AT_ONCE
 from factory.decoding.decoder import Generation
 from factory.decoding.pace import EVEN_COSTS, AutoPace
 from factory.errors import ModelError
@@ -141,7 +142,8 @@ class _Run:
     def _load(self, batch: int) -> Load:
         """The most that a batch asks of memory."""
         longest = max(len(prompt.ids) for one in self._sets for prompt in (*one.choose, *one.confirm))
-        return Load(batch, max(arm.most for arm in self._arms), longest, self._plan.max_new_tokens)
+        measured = AT_ONCE if any(arm.k == AUTO for arm in self._arms) else 0  # to learn what a round costs
+        return Load(batch, max(arm.most for arm in self._arms), longest, max(self._plan.max_new_tokens, measured))
 
     def _decisive(self, bench: Bench, dtype: str) -> dict[str, Any]:
         """Everything that decides the figures, but the code."""

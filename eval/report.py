@@ -18,7 +18,7 @@ from eval.heatmap import map_section
 from eval.measurement import CHOOSE, CONFIRM, MODEL, PROMPT_LOOKUP, Cell
 from eval.page import map_page, page
 from eval.plots import Level, Point, histogram, png, scatter
-from eval.rows import Row, drafter_name, interval, mode, same_output
+from eval.rows import Row, drafter_name, interval, k_words, mode, same_output
 from factory.errors import DataError
 from factory.files import write_atomically
 
@@ -194,7 +194,7 @@ def terminal_table(results: dict[str, Any]) -> Group:
         previous = group
         suite = row["suite"] + (" (fresh)" if row["prompt_set"] == CONFIRM else "")
         cells = [drafter_name(row), suite, f"{row['temperature']:g}", *([str(row["batch"])] if batches else [])]
-        cells += [_cell(row["k"], "{}"), interval(row)]
+        cells += [k_words(row), interval(row)]
         cells += [same_output(row), _cell(row["alpha"]), _cell(row["tau"]), _cell(row["overlap"])]
         cells += [
             _cell(row["tokens_per_s"], "{:.0f}"),

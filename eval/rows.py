@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from eval.measurement import PROMPT_LOOKUP
+from eval.measurement import AUTO, PROMPT_LOOKUP
 
 Row = dict[str, Any]
 
@@ -12,6 +12,14 @@ Row = dict[str, Any]
 def drafter_name(row: Row) -> str:
     """What a row is called: its artifact, or what drafts without one."""
     return str(row["artifact"] or {None: "target alone", PROMPT_LOOKUP: "prompt lookup"}[row["drafter"]])
+
+
+def k_words(row: Row) -> str:
+    """Its k, and where that was chosen each round what it was in the mean; nothing for the target alone."""
+    if row["k"] is None:
+        return ""
+    mean = row.get("mean_k")
+    return f"{row['k']} ({mean:.1f})" if row["k"] == AUTO and mean is not None else str(row["k"])
 
 
 def interval(row: Row) -> str:

@@ -21,7 +21,7 @@ from factory.errors import DataError
 
 KS = (1, 2, 4, 8)
 _REPEATS = 9
-_AT_ONCE = 192  # tokens written before the texts begin anew, so that they stay near the prompts' length
+AT_ONCE = 192  # tokens written before the texts begin anew, so that they stay near the prompts' length
 
 
 def measure_costs(
@@ -42,7 +42,7 @@ def measure_costs(
     """
     if not ks or min(ks) < 1:
         raise ValueError(f"the k to measure must be at least 1, got {list(ks)}")
-    room = min(_AT_ONCE, target.context // 2)  # tokens that a text may have
+    room = min(AT_ONCE, target.context // 2)  # tokens that a text may have
     texts = [list(prompt[-(target.context - room) :]) for prompt in prompts]
     fitting = sorted(k for k in set(ks) if k + 2 <= room)
     if not fitting:

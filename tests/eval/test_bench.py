@@ -161,6 +161,13 @@ def test_the_plan_says_which_readers_run(built: Artifact, judge: Judge, tmp_path
     assert {(row["reader"], row["baseline_reader"]) for row in results["rows"]} == {("eager", "eager")}
     assert all((row["drafter_reader"] is None) == (row["drafter"] != "model") for row in results["rows"])
     assert all(row["matches_target"] is True for row in results["rows"])
+    exact = judge(
+        built, tmp_path / "exact", reader="packed", drafter_reader="lean", dtype="float64", temperatures=(0.0,)
+    )
+    assert {(row["reader"], row["drafter_reader"]) for row in exact["rows"] if row["drafter"] == "model"} == {
+        ("lean", "lean")
+    }
+    assert "the target runs by the reader lean: oneDNN packs no float64 weights" in exact["notes"]
 
 
 @pytest.mark.parametrize("tiny_folder", ["llama"], indirect=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from eval.choose import Candidate, break_even_alpha, pool, promising, shortlist, verdict
-from eval.measurement import CHOOSE, MODEL, PROMPT_LOOKUP, Arm, Cell, Timed
+from eval.measurement import AUTO, CHOOSE, MODEL, PROMPT_LOOKUP, Arm, Cell, Timed
 from factory.decoding.decoder import Generation
 from factory.forecast import expected_tokens
 
@@ -199,6 +199,19 @@ def test_batches_are_resampled_whole() -> None:
     assert said["batch"] == 2
     assert "over 10 prompts, 2 at a time, that took no part" in said["reason"]
     assert "Only 5 batches of 2: the interval is rough" in said["reason"]
+
+
+def test_a_k_chosen_each_round_is_told_with_its_mean() -> None:
+    """Two of three proposed tokens stand in each round; where it does not pay, no alpha of one k is asked for."""
+    paying, slow = ([[output(i, s) for i in range(10)]] for s in (0.5, 1.5))
+    arm = Arm("a", MODEL, AUTO)
+    found = candidates(Cell(arm, "s", 0.0, CHOOSE, paying, lossless=True))
+    assert (found[0].mean_k, arm.fixed_k, arm.most) == (3.0, None, 8)
+    said = verdict(found, found, [0.0])
+    assert (said["k"], said["reason"][:60]) == ("auto", "a at k = auto (3.0 in the mean) is 2.00 times as fast as the")
+    refused = verdict(candidates(Cell(arm, "s", 0.0, CHOOSE, slow, lossless=True)), [], [0.0])
+    assert "because no k pays that was tried: a round brings 3.00 tokens" in refused["reason"]
+    assert "with 3.0 tokens proposed in the mean: the best, a at k = auto, measured 0.67x" in refused["reason"]
 
 
 def test_a_drafter_that_is_never_wrong_is_named() -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from eval.arms import Entry
-from eval.bench import OverlapMeter, Stopwatch, full_batches
+from eval.bench import OverlapMeter, Stopwatch, _bound, full_batches
 from eval.figures import Setting, measure, modelled
-from eval.measurement import CHOOSE, MODEL, PROMPT_LOOKUP, Arm, ArmFacts, Cell, Timed, acceptance
+from eval.measurement import AUTO, CHOOSE, MODEL, PROMPT_LOOKUP, Arm, ArmFacts, Cell, Timed, acceptance
+from eval.rows import k_words
 from eval.suites import Prompt
 from factory.artifact import Artifact
 from factory.decoding.decoder import Generation
@@ -104,6 +105,19 @@ def test_the_modelled_speedup_is_of_whole_rounds() -> None:
     assert modelled(copied, base) == pytest.approx(2.5 / (1.6 / 3 + 0.6 + 0.2))
     short = Cell(Arm("a", MODEL, 9), "s", 0.0, CHOOSE, [[timed]])
     assert modelled(short, base) is None
+
+
+def test_a_near_tie_bound_is_of_the_cells_own_rounds() -> None:
+    bounds = {(1, 2): 0.5, (1, 4): 0.25, (1, 8): 0.125, (1, 9): 9.0, (3, 0): 2.0, (3, 8): 1.0}
+    cell = lambda k, batch: Cell(Arm("a", MODEL, k), "s", 0.0, CHOOSE, batch=batch)  # noqa: E731 - a name for it
+    assert [_bound(cell(k, 1), bounds) for k in (2, 8, AUTO)] == [0.5, 0.125, 0.5]
+    assert [_bound(cell(k, 3), bounds) for k in (8, AUTO)] == [1.0, 2.0]
+    assert _bound(Cell(Arm(), "s", 0.0, CHOOSE, batch=3), bounds) == 2.0
+    assert _bound(cell(2, 1), {}) is None
+
+
+def test_k_in_words() -> None:
+    assert [k_words({"k": k, "mean_k": 2.345}) for k in (None, 4, "auto")] == ["", "4", "auto (2.3)"]
 
 
 def test_prompts_that_fill_no_batch_are_left_out() -> None:
