@@ -173,7 +173,9 @@ def modelled(cell: Cell, base: Cell) -> float | None:
 
     Tokens a round are the mean of the measured accepted lengths plus one, so acceptance need not be even. Rounds that
     begin less than k + 1 tokens before an output's end are left out, since fewer guesses are offered there: this is
-    what a long output would gain, prefills left out. None where no output has a whole round.
+    what a long output would gain, prefills left out. In a batch all rows are taken to go on in every round, which they
+    do not where some accept more than others: it is then above what was measured. None where no output has a whole
+    round.
     """
     outputs = [output for one in cell.timed for output in one.generations]
     most = cell.arm.fixed_k or max((max(output.proposed, default=0) for output in outputs), default=0)
