@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from rich.console import Group
@@ -10,8 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.law import Fit, holm
+from eval.measurement import K
 from eval.parity import Audit
 from factory.card import certified
+from factory.decoding.sampling import Sampling
 
 SCHEMA_VERSION = 1
 LEAST_PROMPTS = 200  # distinct ones that greedy parity is checked on
@@ -20,7 +23,7 @@ LEVEL = 0.01  # of all sampling tests of a certificate together: a sound decoder
 Facts = dict[str, Any]
 
 
-def audit_row(found: Audit, k: int | None, reader: str, drafter_reader: str | None) -> Facts:
+def audit_row(found: Audit, k: K | None, reader: str, drafter_reader: str | None) -> Facts:
     """One way of writing, compared; k None is the target alone, compared with transformers."""
     return {"k": k, "reader": reader, "drafter_reader": drafter_reader, **found.facts()}
 
@@ -66,7 +69,7 @@ def _failing(certificate: Facts) -> str | None:
     if not any(row["cells"] > 1 for row in sampled):
         return "no sampling test had more than one cell, so nothing was tested: give other prompts with --prompts"
     for row in sampled:
-        where = f"sampling at temperature {row['temperature']}{cut(row)}, k = {row['k']}"
+        where = f"sampling at temperature {row['temperature']}{processors(row)}, k = {row['k']}"
         if row["impossible"]:
             return f"{where}: {row['impossible']} of {row['draws']} texts are such as the target never writes"
         if row["p_adjusted"] <= certificate["sampling"]["level"]:
@@ -83,14 +86,14 @@ def _failing(certificate: Facts) -> str | None:
     return None
 
 
-def cut(row: Facts) -> str:
-    """Top-k and top-p of a sampling test, where they are on."""
-    top_k = f", top-k {row['top_k']}" if row["top_k"] else ""
-    top_p = f", top-p {row['top_p']}" if row["top_p"] < 1 else ""
-    return top_k + top_p
+def processors(row: Facts) -> str:
+    """What a sampling test had on beside its temperature."""
+    known = [field for field in fields(Sampling) if field.name != "temperature"]
+    on = [f"{field.name.replace('_', ' ')} {row[field.name]}" for field in known if row[field.name] != field.default]
+    return "".join(f", {words}" for words in on)
 
 
-def _who(k: int | None) -> str:
+def _who(k: K | None) -> str:
     return "plain decoding" if k is None else f"k = {k}"
 
 

@@ -62,7 +62,7 @@ def _certified(witness: Witness, entry: Entry, artifact: Artifact) -> dict[str, 
     found = {
         "schema_version": SCHEMA_VERSION,
         "artifact": artifact.name,
-        "ks": list(entry.ks),
+        "ks": [arm.k for arm in entry.arms],
         "target": {
             **{key: artifact.manifest["target"].get(key) for key in ("model", "revision", "identity")},
             "parameters": witness.parameters,

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from eval.exact_step import exact_step, looked_back
 from eval.parity import in_parts
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter
+from factory.decoding.pace import Pace
 from factory.decoding.reader import Reader
 from factory.decoding.sampling import Noise, Sampling
 
@@ -29,29 +31,6 @@ LEAST_EXPECTED = 5.0  # draws in a cell; below it chi-square is a poor approxima
 _ROUNDINGS = 64  # a cut-off of top-k or top-p may lie that many roundings of the dtype away
 
 Text = tuple[int, ...]
-
-
-def exact_step(logits: torch.Tensor, sampling: Sampling, slack: float = 0.0) -> torch.Tensor:
-    """The distribution of the next token, float64, [N, V] -> [N, V]: temperature, then top-k, then top-p.
-
-    Written apart from the sampler under test. Equal logits at the edge of top-k all stay; at the edge of
-    top-p the lower index does. `slack` moves both edges outward, by that share of the largest logit and
-    by that much probability: what has probability 0 even then cannot be drawn by a rounding.
-    """
-    scaled = logits.double() / sampling.temperature
-    if 0 < sampling.top_k < scaled.shape[-1]:
-        edge = scaled.sort(dim=-1, descending=True).values[:, sampling.top_k - 1, None]
-        edge = edge - slack * scaled.abs().amax(dim=-1, keepdim=True)
-        scaled = torch.where(scaled < edge, -torch.inf, scaled)
-    weights = (scaled - scaled.amax(dim=-1, keepdim=True)).exp()
-    weights = weights / weights.sum(dim=-1, keepdim=True)
-    if sampling.top_p < 1:
-        ordered, order = weights.sort(dim=-1, descending=True, stable=True)
-        kept = torch.searchsorted(ordered.cumsum(dim=-1), torch.full_like(ordered[:, :1], sampling.top_p + slack)) + 1
-        inside = torch.arange(ordered.shape[-1], device=ordered.device) < kept
-        weights = torch.zeros_like(weights).scatter(-1, order, ordered * inside)
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-    return weights
 
 
 @dataclass(frozen=True)
@@ -142,13 +121,17 @@ def exact_law(
     """
     law = Law(depth, LEAST_EXPECTED / draws, eos)
     slack = _ROUNDINGS * torch.finfo(rounding).eps
-    cut = sampling.top_k > 0 or sampling.top_p < 1
+    cut = sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0 or sampling.looks_back
     front: dict[Text, float] = {(): 1.0}
     for _ in range(depth):
         following: dict[Text, float] = {}
         for part in in_parts(list(front.items()), rows):
             ids = torch.tensor([[*prompt, *text] for text, _ in part], device=model.device)
             logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1].double().cpu()  # [N, V]
+            if sampling.looks_back:
+                logits = torch.stack(
+                    [looked_back(row, prompt, text, sampling, eos) for row, (text, _) in zip(logits, part, strict=True)]
+                )
             mass = torch.tensor([mass for _, mass in part], dtype=torch.float64)
             joint = exact_step(logits, sampling) * mass.unsqueeze(1)  # [N, V]
             support = exact_step(logits, sampling, slack) > 0 if cut else None
@@ -248,15 +231,16 @@ class ManyTexts:
         return [tuple(one.tokens) for one in made]
 
     def drafted(
-        self, drafter: Drafter, k: int, prompt: list[int], sampling: Sampling, requests: range
+        self, drafter: Drafter, k: int | Pace, prompt: list[int], sampling: Sampling, requests: range
     ) -> list[Generation]:
         """With a drafter: k + 2 tokens, the prefill's, k guesses or what corrects them, and the bonus behind them.
 
-        With fewer, the decoder would never propose k.
+        With fewer, the decoder would never propose k. Where a pace chooses, k is the largest it may choose.
         """
-        limits = self._limits(k + 2)
+        most = k if isinstance(k, int) else k.most
+        limits = self._limits(most + 2)
         made: list[Generation] = []
-        for part in in_parts(requests, self._together(k + 1)):
+        for part in in_parts(requests, self._together(most + 1)):
             noise = self._noise(part)
             made += speculative(self.reader, drafter, [prompt] * len(part), k, sampling, limits, noise)
         return made

@@ -12,11 +12,21 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from eval.parity import in_parts
 from eval.suites import Suite
+from factory.decoding.decoder import Limits, autoregressive
+from factory.decoding.reader import Reader
+from factory.decoding.sampling import Noise, Sampling
+from factory.errors import ModelError
+from factory.models import first_token_id
 from factory.provenance import sha256_text
 
 CUTS = (Fraction(3, 4), Fraction(1, 2), Fraction(1, 4))  # of a suite's prompt, in tokens
 ATTEMPTS = 4  # how often the target is asked for more before fewer are enough
+WRITTEN_TOKENS = 32  # of a prompt that the target writes, at most
+AT_ONCE = 32  # prompts that it writes
 
 SUITE, CUT, WRITTEN = "suite", "cut", "written_by_target"
 
@@ -46,6 +56,27 @@ class PromptPool:
         """The same prompts in an order in which consecutive batches mix sources and lengths."""
         hands = max(1, -(-len(self.prompts) // batch))
         return [prompt for hand in range(hands) for prompt in self.prompts[hand::hands]]
+
+
+def target_writer(model: PreTrainedModel, reader: Reader, eos: frozenset[int], seed: int) -> Writer:
+    """Beginnings of one to 32 tokens behind the target's first, sampled at temperature 1; none where there is none."""
+
+    def write(count: int, attempt: int) -> list[list[int]]:
+        try:
+            first = first_token_id(model)
+        except ModelError:
+            return []
+        texts: list[list[int]] = []
+        limits = Limits(WRITTEN_TOKENS, eos, reader.context)
+        for part in in_parts(range(attempt << 20, (attempt << 20) + count), AT_ONCE):  # no request comes twice
+            noise = Noise(seed, part, device=reader.device)
+            made = autoregressive(reader, [[first]] * len(part), Sampling(temperature=1.0), limits, noise)
+            for request, text in zip(part, made, strict=True):
+                tokens = [token for token in text.tokens if token not in eos]
+                texts.append([first, *tokens[: 1 + request % WRITTEN_TOKENS]])
+        return texts
+
+    return write
 
 
 def prompt_pool(

@@ -6,31 +6,33 @@ It finds; what a finding means is `certificate`'s to say. It stores nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
-from eval.arms import Entry, Running, opened, start
+from eval.arms import Entry, Running, opened, require_vocabulary, start
+from eval.bench import PROCESSORS
 from eval.certificate import LEAST_PROMPTS, audit_row
 from eval.law import Fit, Law, ManyTexts, Text, exact_law, fit
-from eval.parity import LARGEST_EXACT, Audit, Reference, in_parts
+from eval.measurement import Arm
+from eval.parity import LARGEST_EXACT, Audit, Reference
 from eval.plan import EvalPlan
-from eval.prompt_pool import SUITE, PromptPool, prompt_pool
+from eval.prompt_pool import SUITE, prompt_pool, target_writer
 from eval.suites import Suite
-from factory.artifact import Artifact
-from factory.decoding.decoder import Limits, autoregressive, speculative
+from factory.decoding.decoder import Limits, speculative
+from factory.decoding.pace import EVEN_COSTS, AutoPace, Pace
 from factory.decoding.reader import Reader
 from factory.decoding.readers import ReaderKind
 from factory.decoding.sampling import Noise, Sampling
 from factory.errors import ArtifactError, DataError, ModelError
-from factory.models import eos_token_ids, fingerprint, first_token_id, resolve_device, resolve_dtype
+from factory.models import eos_token_ids, fingerprint, resolve_device, resolve_dtype
 from factory.progress import Progress
 
-WRITTEN_TOKENS = 32  # of a prompt that the target writes, at most
-COOLER, TOP_K, TOP_P = 0.8, 20, 0.9  # the second way of sampling; the plan's top-k and top-p where it has them
+# How texts are sampled for the test of their law, beside the plan's own way where it has processors.
+WAYS = (Sampling(temperature=1.0), Sampling(temperature=0.8, top_k=20, top_p=0.9))
 
 Facts = dict[str, Any]
 Item = TypeVar("Item")
@@ -72,10 +74,11 @@ class Side:
         limits: Limits,
         ks: list[int],
         batch: int,
+        greedy: Sampling,
     ) -> None:
         self.reader = reader
         self._model, self._drafter_kind, self._device = model, drafter_kind, device
-        self._given = (prompts, limits, ks, batch)
+        self._given = (prompts, limits, ks, batch, greedy)
 
     @cached_property
     def reference(self) -> Reference:
@@ -110,12 +113,15 @@ class Witness:
     ) -> None:
         self.plan, self.suites = plan, suites
         self._scale, self._progress = scale, progress
-        self._ks = sorted({k for entry in field for k in entry.ks})
+        arms = [arm for entry in field for arm in entry.arms]
+        self._ks = sorted({arm.most for arm in arms})
+        self._turns = list(dict.fromkeys(arm.k for arm in arms))
         anchor = next((entry.artifact for entry in field if entry.artifact is not None), None)
         if anchor is None:
             raise ArtifactError("no artifact to certify: `factory build RECIPE` makes one, `factory ls` lists them")
         device = resolve_device(plan.device)
         self._model = anchor.load_target(target, resolve_dtype(plan.dtype, device), device)
+        require_vocabulary(field, self._model)
         self._before = fingerprint(self._model)
         self._eos = eos_token_ids(self._model)
         reader = opened(self._model, plan.reader)
@@ -126,9 +132,11 @@ class Witness:
                 f"{anchor.manifest['target']['model']}: its context of {reader.context} tokens leaves no room for a "
                 f"prompt beside {scale.new_tokens} new tokens and k = {max(self._ks)}: lower k in the plan"
             )
-        self._pool = self._prompts(anchor, reader, room)
+        tokenizer = anchor.load_tokenizer()
+        writer = target_writer(self._model, reader, self._eos, plan.seed)
+        self._pool = prompt_pool(suites, lambda text: tokenizer(text)["input_ids"], room, scale.prompts, writer)
         prompts, limits = self._pool.dealt(scale.batch), Limits(scale.new_tokens, self._eos, reader.context)
-        given = (prompts, limits, self._ks, scale.batch)
+        given = (prompts, limits, self._ks, scale.batch, sampling_of(plan, 0.0))
         self._served = Side(self._model, reader, plan.drafter_reader, device, *given)
         for entry in field:
             self._try_out(entry)
@@ -183,21 +191,20 @@ class Witness:
         """For every prompt, way of sampling and k: what was drawn, how it fits the law, and how plain decoding does."""
         drafter = self._served.drafting(entry).drafter
         texts, found = self._texts, []
-        jobs = [(one, k) for one in self._cases for k in entry.ks]
-        for one, k in self._shown(jobs, f"the law of sampled text, {entry.arms[0].artifact}"):
-            made = texts.drafted(drafter, k, one.prompt, one.sampling, self._requests(one.number, self._ks.index(k)))
+        jobs = [(one, arm) for one in self._cases for arm in entry.arms]
+        for one, arm in self._shown(jobs, f"the law of sampled text, {entry.arms[0].artifact}"):
+            requests = self._requests(one.number, self._turns.index(arm.k))
+            made = texts.drafted(drafter, chosen(arm), one.prompt, one.sampling, requests)
             given = {
                 "prompt_ids": one.prompt,
-                "temperature": one.sampling.temperature,
-                "top_k": one.sampling.top_k,
-                "top_p": one.sampling.top_p,
-                "k": k,
-                "tokens": k + 2,
+                **asdict(one.sampling),
+                "k": arm.k,
+                "tokens": arm.most + 2,
                 "proposed": sum(sum(text.proposed) for text in made),
                 "accepted": sum(sum(text.accepted) for text in made),
             }
-            speculated = fit(one.law, k + 2, [tuple(text.tokens) for text in made])
-            found.append((given, speculated, fit(one.law, k + 2, one.plain)))
+            speculated = fit(one.law, arm.most + 2, [tuple(text.tokens) for text in made])
+            found.append((given, speculated, fit(one.law, arm.most + 2, one.plain)))
         return found
 
     def require_unchanged(self) -> None:
@@ -208,14 +215,14 @@ class Witness:
     def _compared(self, entry: Entry, sides: Sequence[Side], what: str) -> list[Facts]:
         rows: list[Facts] = []
         drafting: dict[Side, Running] = {}
-        jobs = [(side, k) for side in sides for k in (None, *entry.ks)]
-        for side, k in self._shown(jobs, f"{what}, {entry.arms[0].artifact}"):
-            if k is None:
+        jobs = [(side, arm) for side in sides for arm in (None, *entry.arms)]
+        for side, arm in self._shown(jobs, f"{what}, {entry.arms[0].artifact}"):
+            if arm is None:
                 rows.append(audit_row(side.itself, None, side.reader.name, None))
                 continue
             running = drafting.setdefault(side, drafting.get(side) or side.drafting(entry))
-            found = side.reference.against(running.drafter, k)
-            rows.append(audit_row(found, k, side.reader.name, running.reader.name if running.reader else None))
+            found = side.reference.against(running.drafter, chosen(arm))
+            rows.append(audit_row(found, arm.k, side.reader.name, running.reader.name if running.reader else None))
         return rows
 
     @property
@@ -230,9 +237,8 @@ class Witness:
 
     @cached_property
     def _cases(self) -> list[Sampled]:
-        plan, depth = self.plan, max(self._ks) + 2
-        top_p = plan.top_p if plan.top_p < 1 else TOP_P
-        ways = [Sampling(temperature=1.0), Sampling(temperature=COOLER, top_k=plan.top_k or TOP_K, top_p=top_p)]
+        depth, own = max(self._ks) + 2, sampling_of(self.plan, max(self.plan.temperatures))
+        ways = list(dict.fromkeys([*WAYS, own if not own.greedy else replace(own, temperature=1.0)]))
         jobs = [(prompt, way) for prompt in self._law_prompts() for way in ways]
         cases = []
         for number, (prompt, way) in enumerate(self._shown(jobs, "the exact law")):
@@ -245,7 +251,7 @@ class Witness:
                 eos=self._eos,
                 rounding=self._model.dtype,
             )
-            plain = self._texts.alone(prompt, way, depth, self._requests(number, len(self._ks)))
+            plain = self._texts.alone(prompt, way, depth, self._requests(number, len(self._turns)))
             cases.append(Sampled(number, prompt, way, law, plain))
         return cases
 
@@ -258,43 +264,31 @@ class Witness:
 
     def _requests(self, case: int, turn: int) -> range:
         """Requests of their own for each k of each case, and for plain decoding: no two tests share noise."""
-        first = (case * (len(self._ks) + 1) + turn) * self._scale.draws
+        first = (case * (len(self._turns) + 1) + turn) * self._scale.draws
         return range(first, first + self._scale.draws)
-
-    def _prompts(self, anchor: Artifact, reader: Reader, room: int) -> PromptPool:
-        tokenizer = anchor.load_tokenizer()
-
-        def write(count: int, attempt: int) -> list[list[int]]:
-            """Beginnings of many lengths, sampled by the target from its first token; none where it has no such."""
-            try:
-                first = first_token_id(self._model)
-            except ModelError:
-                return []
-            texts: list[list[int]] = []
-            limits = Limits(WRITTEN_TOKENS, self._eos, reader.context)
-            for part in in_parts(range(attempt * self._scale.prompts, attempt * self._scale.prompts + count), 32):
-                noise = Noise(self.plan.seed, part, device=reader.device)
-                made = autoregressive(reader, [[first]] * len(part), Sampling(temperature=1.0), limits, noise)
-                for request, text in zip(part, made, strict=True):
-                    tokens = [token for token in text.tokens if token not in self._eos]
-                    texts.append([first, *tokens[: 1 + request % WRITTEN_TOKENS]])
-            return texts
-
-        encode = lambda text: tokenizer(text)["input_ids"]  # noqa: E731 - a name for one expression
-        return prompt_pool(self.suites, encode, room, self._scale.prompts, write)
 
     def _try_out(self, entry: Entry) -> None:
         """One short text with every drafter: what cannot draft for this target says so now."""
         drafter, reader = self._served.drafting(entry).drafter, self._served.reader
         limits = Limits(3, self._eos, reader.context)
         noise = Noise(0, [0], device=reader.device)
-        speculative(reader, drafter, self._pool.prompts[:1], entry.ks[0], Sampling(), limits, noise)
+        speculative(reader, drafter, self._pool.prompts[:1], chosen(entry.arms[0]), Sampling(), limits, noise)
 
     def _shown(self, jobs: Sequence[Item], what: str) -> Iterator[Item]:
         for done, job in enumerate(jobs):
             self._progress(done, len(jobs), what)
             yield job
         self._progress(len(jobs), len(jobs), what)
+
+
+def sampling_of(plan: EvalPlan, temperature: float) -> Sampling:
+    """The plan's processors at that temperature."""
+    return Sampling(temperature=temperature, **{name: getattr(plan, name) for name in PROCESSORS})
+
+
+def chosen(arm: Arm) -> int | Pace:
+    """Its k; where that is chosen each round, a pace whose costs make it vary: no clock decides here."""
+    return arm.fixed_k or AutoPace(EVEN_COSTS)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -179,6 +179,23 @@ def test_bfloat16_is_held_against_its_own_law_and_float64_all_the_same(built: Ar
     assert all(row["near_tie_bound"] == 0 or row["near_tie_bound"] > 1e-3 for row in made["served"]["rows"])
 
 
+def test_a_k_chosen_each_round_and_the_plans_own_processors_are_certified_too(built: Artifact) -> None:
+    own = {"repetition_penalty": 1.3, "presence_penalty": 0.5, "no_repeat_ngram_size": 2, "min_p": 0.02, "top_p": 0.95}
+    (made,) = certified(built, scale=FEW, ks=(2,), auto_k=True, temperatures=(0.0, 0.7), **own)
+    assert made["ks"] == [2, "auto"]
+    for row in (*made["float64"]["rows"], *made["served"]["rows"]):
+        assert row["passed"]
+        assert row["outputs"] == (12 if row["k"] is None else 24)  # with the processors and without
+    rows = made["sampling"]["rows"]
+    assert [row["k"] for row in rows] == [2, "auto"] * 3
+    assert [row["temperature"] for row in rows] == [1.0, 1.0, 0.8, 0.8, 0.7, 0.7]
+    assert all(rows[-1][name] == value for name, value in own.items())
+    assert all(row["p_adjusted"] > 0.01 and row["impossible"] == 0 for row in rows)
+    assert all(0 < row["accepted"] < row["proposed"] for row in rows)
+    assert made["verdict"]["reason"].startswith("only 12 distinct prompts")
+    assert "at k = 2, auto" in (built.folder / "README.md").read_text()
+
+
 def test_each_reason_for_no_is_said_in_turn(built: Artifact) -> None:
     (made,) = certified(built, scale=FEW)
 
@@ -204,7 +221,7 @@ def test_each_reason_for_no_is_said_in_turn(built: Artifact) -> None:
     assert "4 of 200 texts are such as the target never writes" in reason(
         lambda record: sampled(record).update(impossible=4)
     )
-    assert "temperature 0.8, top-k 20, top-p 0.9, k = 1: the texts do not follow" in reason(
+    assert "temperature 0.8, top k 20, top p 0.9, k = 1: the texts do not follow" in reason(
         lambda record: sampled(record).update(p_adjusted=0.01)
     )
     assert "nothing was tested" in reason(
@@ -262,7 +279,7 @@ def test_what_cannot_be_certified_is_refused_before_the_work(
     (built.folder / "manifest.json").write_text(json.dumps(manifest))
     raw = built.folder.with_name("tiny--raw") / "manifest.json"
     raw.unlink()
-    with pytest.raises(UnsupportedModel, match="vocabulary of 128, the target one of 96"):
+    with pytest.raises(UnsupportedModel, match=r"another vocabulary|cannot draft for this target"):
         certified(Artifact.open(built.folder))
 
 

@@ -13,20 +13,15 @@ import pytest
 import torch
 from scipy import stats
 from transformers import PreTrainedModel
+from transformers.generation.logits_process import (
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from eval.certificate import LEVEL, law_rows
-from eval.law import (
-    Fit,
-    Law,
-    ManyTexts,
-    Text,
-    chi_square_tail,
-    exact_law,
-    exact_step,
-    fit,
-    holm,
-    mean_deviation,
-)
+from eval.exact_step import exact_step, looked_back
+from eval.law import Fit, Law, ManyTexts, Text, chi_square_tail, exact_law, fit, holm, mean_deviation
 from eval.parity import Reference
 from factory.decoding import decoder
 from factory.decoding.decoder import Limits
@@ -119,6 +114,7 @@ def smallest(rows: list[dict[str, object]]) -> float:
         (Sampling(temperature=1.0, top_k=2), [0.625, 0.375, 0, 0]),
         (Sampling(temperature=1.0, top_p=0.7), [0.625, 0.375, 0, 0]),
         (Sampling(temperature=1.0, top_k=3, top_p=0.4), [1, 0, 0, 0]),
+        (Sampling(temperature=1.0, min_p=0.5), [0.625, 0.375, 0, 0]),
     ],
 )
 def test_a_step_is_what_one_computes_by_hand(way: Sampling, expected: list[float]) -> None:
@@ -138,6 +134,27 @@ def test_slack_lets_in_only_what_lies_at_the_edge() -> None:
     assert (exact_step(logits, Sampling(1.0, top_k=2), slack=1e-5) > 0).tolist() == [[True, True, True, False]]
     quarters = torch.zeros(1, 4, dtype=torch.float64)
     assert (exact_step(quarters, Sampling(1.0, top_p=0.5), slack=1e-5) > 0).tolist() == [[True, True, True, False]]
+
+
+def test_looking_back_is_what_transformers_and_the_words_of_openai_make_of_it() -> None:
+    prompt, text, eos = [3, 1, 4, 1], [5, 3, 1], frozenset({2})
+    logits = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ids = torch.tensor([[*prompt, *text]])
+    for way, processor in (
+        (Sampling(1.0, repetition_penalty=1.7), RepetitionPenaltyLogitsProcessor(1.7)),
+        (Sampling(1.0, no_repeat_ngram_size=1), NoRepeatNGramLogitsProcessor(1)),
+        (Sampling(1.0, no_repeat_ngram_size=3), NoRepeatNGramLogitsProcessor(3)),
+        (Sampling(1.0, min_new_tokens=4), MinNewTokensLengthLogitsProcessor(len(prompt), 4, [2])),
+        (Sampling(1.0, min_new_tokens=3), MinNewTokensLengthLogitsProcessor(len(prompt), 3, [2])),
+    ):
+        expected = processor(ids, logits.clone().unsqueeze(0))[0]
+        assert torch.equal(looked_back(logits, prompt, text, way, eos), expected), way
+    less = logits - looked_back(
+        logits, prompt, [5, 3, 5], Sampling(1.0, frequency_penalty=0.5, presence_penalty=2), eos
+    )
+    assert torch.allclose(less, torch.tensor([0, 0, 0, 2.5, 0, 3, 0, 0, 0], dtype=torch.float64))
+    stuck = looked_back(logits, list(range(VOCABULARY)), [], Sampling(1.0, no_repeat_ngram_size=1), eos)
+    assert torch.equal(stuck, logits)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -221,6 +238,18 @@ def test_the_size_of_batches_changes_no_text(target: PreTrainedModel, drafter: D
 
 def test_sound_texts_pass_at_the_size_of_a_certificate(target: PreTrainedModel, drafter: Drafter) -> None:
     assert smallest(certificate_rows(target, drafter)) > LEVEL
+
+
+def test_texts_of_a_sampler_that_looks_back_follow_their_law_and_no_other(
+    target: PreTrainedModel, drafter: Drafter
+) -> None:
+    way, k = Sampling(temperature=1.2, repetition_penalty=1.3, frequency_penalty=1.5, no_repeat_ngram_size=2), 2
+    made = ManyTexts(EagerReader(target), EOS, 0, DRAWS).drafted(drafter, k, PROMPTS[0], way, range(DRAWS))
+    texts, given = [tuple(text.tokens) for text in made], {"depth": k + 2, "draws": DRAWS, "eos": EOS}
+    model = copy.deepcopy(target).double()
+    assert fit(exact_law(model, PROMPTS[0], way, **given), k + 2, texts).p_value > LEVEL
+    for other in (replace(way, repetition_penalty=1.0), replace(way, frequency_penalty=0.0)):
+        assert fit(exact_law(model, PROMPTS[0], other, **given), k + 2, texts).p_value < LEVEL
 
 
 def p_read_late(
