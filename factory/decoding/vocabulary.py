@@ -16,7 +16,7 @@ def require_one_vocabulary(
     drafter_rows: int,
     name: str,
 ) -> None:
-    """Raises UnsupportedModel unless every token has the same id in both tokenizers and a row in both heads.
+    """Raises UnsupportedModel unless tokens have equal ids in both, and the drafter a row for each that the target has.
 
     Heads may have more rows than there are tokens, and not equally many: models of one family are padded
     to different multiples (Qwen2.5: 151,936 rows up to 3B, 152,064 from 7B on). `name` is the drafter's.
@@ -32,15 +32,15 @@ def require_one_vocabulary(
             f"the drafter {name} has another vocabulary than the target ({sizes}): the first token that differs is "
             f"{token!r} (its id is {there} in the target's tokenizer, {here} in the drafter's); {remedy}"
         )
-    needed = max(theirs.values(), default=-1) + 1
-    for whose, rows in (("target", target_rows), ("drafter", drafter_rows)):
-        if rows < needed:
-            token = next(token for token, number in sorted(theirs.items(), key=lambda one: one[1]) if number >= rows)
-            raise UnsupportedModel(
-                f"the drafter {name} cannot draft for this target ({sizes}): the {whose}'s head is smaller than the "
-                f"tokenizer, which needs {needed} rows, {token!r} (id {theirs[token]}) being the first without one; "
-                f"{remedy}"
-            )
+    # some tokenizers add tokens that their own model has no row for: it never says them, nor need its drafter
+    needed = min(max(theirs.values(), default=-1) + 1, target_rows)
+    if drafter_rows < needed:
+        token = min((number, token) for token, number in theirs.items() if number >= drafter_rows)[1]
+        raise UnsupportedModel(
+            f"the drafter {name} cannot draft for this target ({sizes}): the drafter's head is smaller than the "
+            f"vocabulary, which needs {needed} rows, {token!r} (id {theirs[token]}) being the first without one; "
+            f"{remedy}"
+        )
 
 
 def fitted(logits: torch.Tensor, vocabulary: int) -> torch.Tensor:
