@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -20,6 +23,7 @@ from factory.decoding.pace import SteadyPace
 from factory.decoding.readers import open_reader
 from factory.decoding.sampling import Sampling
 
+ALONE = "DRAFTER_TEST_ALONE"
 GREEDY = Sampling()
 PROMPTS = [Prompt(0, [5, 6, 7, 8, 6, 7]), Prompt(3, [40, 41, 42]), Prompt(4, list(range(20, 31)))]
 
@@ -234,8 +238,13 @@ def test_a_row_has_what_a_table_needs() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(why_no_compiler() is not None, reason=str(why_no_compiler()))
 def test_the_compiled_peer_is_compiled_once_and_writes_the_same(
-    families: dict[str, Callable[..., PreTrainedModel]],
+    families: dict[str, Callable[..., PreTrainedModel]], request: pytest.FixtureRequest
 ) -> None:
+    if ALONE not in os.environ:  # in a process of its own: what other tests had compiled is no part of it
+        command = [sys.executable, "-m", "pytest", f"{__file__}::{request.node.name}"]
+        done = subprocess.run(command, env={**os.environ, ALONE: "1"}, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+        return
     target = families["llama"](layers=2, vocabulary=300, seed=1)
     match = match_of(target)
     torch._dynamo.reset()
