@@ -61,7 +61,7 @@ def scatter(points: Sequence[Point], levels: Sequence[Level], x_title: str, *, l
     names = apart([y(level.y) - 4 for level in levels], 12, TOP, HEIGHT - BOTTOM)
     for level, name in zip(levels, names, strict=True):
         parts.append(line("level", LEFT, y(level.y), WIDTH - RIGHT, y(level.y)))
-        parts.append(text(WIDTH - RIGHT, name, level.words, anchor="end"))
+        parts.append(text(LEFT + 4, name, level.words))  # on the left: few drafters cost nearly nothing
     room, marks = Room(), []
     for point, value, aside in zip(points, shown, _asides(points), strict=True):
         at = x(value) + 24 * aside
