@@ -134,7 +134,13 @@ class Witness:
             )
         tokenizer = anchor.load_tokenizer()
         writer = target_writer(self._model, reader, self._eos, plan.seed)
-        self._pool = prompt_pool(suites, lambda text: tokenizer(text)["input_ids"], room, scale.prompts, writer)
+        rows = int(self._model.get_input_embeddings().weight.shape[0])
+
+        def encode(text: str) -> list[int]:
+            ids: list[int] = tokenizer(text)["input_ids"]
+            return ids if max(ids, default=0) < rows else []  # some tokenizers know tokens that their model does not
+
+        self._pool = prompt_pool(suites, encode, room, scale.prompts, writer)
         prompts, limits = self._pool.dealt(scale.batch), Limits(scale.new_tokens, self._eos, reader.context)
         given = (prompts, limits, self._ks, scale.batch, sampling_of(plan, 0.0))
         self._served = Side(self._model, reader, plan.drafter_reader, device, *given)

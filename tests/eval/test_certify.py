@@ -270,17 +270,34 @@ def test_what_cannot_be_certified_is_refused_before_the_work(
         certified()
 
     other = tmp_path / "other"
-    families["llama"](vocabulary=96, dtype=torch.float32).save_pretrained(other)
-    built.load_tokenizer().save_pretrained(other)
+    families["llama"](vocabulary=128, dtype=torch.float32, seed=1).save_pretrained(other)
+    tokenizer = built.load_tokenizer()
+    tokenizer.add_tokens(["unheard"])
+    tokenizer.save_pretrained(other)
     with pytest.raises(ArtifactError, match="not the same"):
         certified(built, target=str(other))
-    manifest = json.loads((built.folder / "manifest.json").read_text())
-    manifest["target"] |= {"path": str(other), "identity": model_identity(other)}
-    (built.folder / "manifest.json").write_text(json.dumps(manifest))
-    raw = built.folder.with_name("tiny--raw") / "manifest.json"
-    raw.unlink()
-    with pytest.raises(UnsupportedModel, match=r"another vocabulary|cannot draft for this target"):
-        certified(Artifact.open(built.folder))
+    with pytest.raises(UnsupportedModel, match=r"another vocabulary than the target.*'unheard'"):
+        certified(as_if_made_from(other, built))
+
+
+def as_if_made_from(target: Path, artifact: Artifact) -> Artifact:
+    """Put together by hand: the manifest names another target."""
+    manifest = json.loads((artifact.folder / "manifest.json").read_text())
+    manifest["target"] |= {"path": str(target), "identity": model_identity(target)}
+    (artifact.folder / "manifest.json").write_text(json.dumps(manifest))
+    (artifact.folder.with_name("tiny--raw") / "manifest.json").unlink()
+    return Artifact.open(artifact.folder)
+
+
+def test_prompts_of_tokens_that_the_target_has_no_row_for_are_left_out(
+    built: Artifact, tmp_path: Path, families: dict[str, Callable[..., PreTrainedModel]]
+) -> None:
+    other = tmp_path / "other"
+    families["llama"](vocabulary=96, dtype=torch.float32).save_pretrained(other)
+    built.load_tokenizer().save_pretrained(other)  # it knows 128: the stories' later letters are among the rest
+    (made,) = certified(as_if_made_from(other, built), scale=FEW)
+    assert made["prompts"]["sources"] == {"suite": 0, "cut": 0, "written_by_target": 12}
+    assert all(row["passed"] for row in (*made["float64"]["rows"], *made["served"]["rows"]))
 
 
 def test_an_artifact_that_cannot_be_written_is_refused_before_the_work(built: Artifact) -> None:
