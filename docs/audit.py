@@ -3,7 +3,8 @@
     python docs/audit.py artifacts/demo/tokens.jsonl recipes/demo/target
 
 Imports nothing of this project. Teacher-forces every distinct greedy output in float64 and compares
-it, token by token, with the argmax of the target's logits. Exit code 1 where one differs.
+it, token by token, with the argmax of the target's logits. Exit code 1 where one differs. Knows no
+penalties: outputs of a plan that sets some are not the target's bare argmax, and differ here.
 """
 
 import argparse

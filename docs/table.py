@@ -66,8 +66,9 @@ def main() -> None:
         )
     device = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads"
     versions = results["versions"]
+    batch = plan.get("batches", [1])[0]  # results of earlier versions have none
     print(
-        f"\n{device}; {results['target']['dtype']}, reader {results['target']['reader']}, batch 1; torch "
+        f"\n{device}; {results['target']['dtype']}, reader {results['target']['reader']}, batch {batch}; torch "
         f"{versions['torch']}, transformers {versions['transformers']}; {plan['max_new_tokens']} new tokens, "
         f"{plan['repeats']} and {plan['confirm_repeats']} repeats."
     )

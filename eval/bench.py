@@ -18,13 +18,13 @@ from transformers import PreTrainedModel
 
 from eval.arms import Entry, Running, opened, require_vocabulary, start
 from eval.measurement import AUTO, Arm, Block, Cell, Timed
-from eval.parity import PROBES, Audit, Greedy, audit, in_parts, near_tie_bounds
+from eval.parity import PROBES, Audit, Greedy, Reference, audit, in_parts, near_tie_bounds
 from eval.plan import EvalPlan
 from eval.suites import Prompt
 from factory.decoding.compiled import CompiledReader
 from factory.decoding.costs import measure_costs
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
-from factory.decoding.pace import AutoPace, Pace
+from factory.decoding.pace import EVEN_COSTS, AutoPace, Pace
 from factory.decoding.rejection import Draft
 from factory.decoding.sampling import Noise, Sampling
 from factory.models import eos_token_ids
@@ -222,6 +222,40 @@ class Bench:
             compared = audit(self.reader, expected, found, cell.near_tie_bound, greedy, self.limits.eos)
             cell.divergences, cell.near_ties = compared.divergences, compared.near_ties
             cell.lossless = cell.lossless and compared.passed
+
+    def parity(
+        self,
+        exact: PreTrainedModel | None,
+        asked: Sequence[tuple[int, Sequence[list[int]]]],
+        limits: Limits,
+        told: Callable[[], None],
+    ) -> dict[Arm, Audit]:
+        """Greedy parity of the target alone and of every arm, on each (batch, prompts) that is asked for.
+
+        `exact`: the target in float64 on the CPU, and drafters are read likewise; None: both as they are timed. `told`
+        is called after each audit.
+        """
+        target, reader = self.target, self.reader
+        if exact is not None:
+            target, reader = exact, opened(exact, self.plan.reader)
+        ks = [arm.most for arm in self.drafting]
+        greedy = self.sampling(0.0)
+        references = [Reference(target, reader, prompts, limits, ks, batch, greedy) for batch, prompts in asked]
+
+        found: dict[Arm, list[Audit]] = {Arm(): []}
+        for reference in references:
+            found[Arm()].append(reference.itself())
+            told()
+        for entry, running in self.running.items():
+            drafter = running.drafter
+            if exact is not None:
+                drafter = start(entry, reader.vocabulary, torch.float64, "cpu", self.plan.drafter_reader).drafter
+            for arm in entry.arms:
+                found[arm] = []
+                for reference in references:
+                    found[arm].append(reference.against(drafter, arm.fixed_k or AutoPace(EVEN_COSTS)))
+                    told()
+        return {arm: Audit.of(audits) for arm, audits in found.items()}
 
     def bounds(self, prompts: Sequence[Prompt], ks: Sequence[int]) -> Bounds:
         """Near-tie bounds, measured on what the target writes in the dtype that is timed; none in float64."""

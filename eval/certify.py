@@ -8,17 +8,15 @@ it is complete: an interruption costs one artifact's work, and its older certifi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from eval.arms import Entry, entries
 from eval.certificate import LEVEL, SCHEMA_VERSION, law_rows, verdict
 from eval.plan import EvalPlan
 from eval.suites import load_suite, suite_from_file
+from eval.threads import threads
 from eval.witness import Scale, Witness
 from factory.artifact import CERTIFICATE, Artifact
 from factory.disk import disk_errors
@@ -50,7 +48,7 @@ def certify(
     for _, artifact in field:
         _require_writable(artifact)
     suites = [suite_from_file(prompts_file)] if prompts_file else [load_suite(name) for name in plan.suites]
-    with _threads(plan.threads):
+    with threads(plan.threads):
         witness = Witness([entry for entry, _ in field], plan, suites, target, progress, scale or Scale())
         return [_certified(witness, entry, artifact) for entry, artifact in field]
 
@@ -99,13 +97,3 @@ def _require_writable(artifact: Artifact) -> None:
     with disk_errors(artifact.folder):
         write_atomically(artifact.folder / ".writable", "")
         (artifact.folder / ".writable").unlink()
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,22 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from eval.arms import Entry, entries, opened, reason, start
+from eval.arms import Entry, entries, reason
 from eval.bench import Bench, Bounds
 from eval.choose import pool, promising, shortlist
 from eval.figures import Setting
 from eval.material import mixed, outputs_of, prompt_sets_of, prompts_of, repeats_of
 from eval.measurement import AUTO, CHOOSE, CONFIRM, Arm, ArmFacts, Block, Cell
 from eval.memory import PACKABLE, Load, Models, free_bytes, memory_errors, require_memory
-from eval.parity import LARGEST_EXACT, PROBES, Audit, Reference
+from eval.parity import LARGEST_EXACT, PROBES, Audit
 from eval.partial import Partial
 from eval.plan import EvalPlan
 from eval.report import require_writable, write
 from eval.results import Findings
+from eval.threads import threads
 from factory.artifact import Artifact
 from factory.decoding.costs import AT_ONCE
 from factory.decoding.decoder import Generation
-from factory.decoding.pace import EVEN_COSTS, AutoPace
 from factory.errors import ModelError
 from factory.models import fingerprint, resolve_device, resolve_dtype
 from factory.progress import Progress
@@ -52,7 +52,7 @@ def evaluate(
     field = entries(artifacts, plan)
     require_writable(out)
     device = resolve_device(plan.device)
-    with _threads(plan.threads):
+    with threads(plan.threads):
         run = _Run(field, plan, target, device, prompts_file, progress)
         found = run.findings(out)
         results = found.results()
@@ -188,33 +188,13 @@ class _Run:
 
     def _parity(self, bench: Bench, exact: bool) -> dict[Arm, Audit]:
         """At every batch of the plan, with a float64 target on the CPU where that is small enough, else as timed."""
-        plan, count, field = self._plan, self._count, self._field
+        plan, count = self._plan, self._count
         prompts = [prompt.ids for prompt in mixed(self._sets, plan.parity_prompts)]
         limits = replace(bench.limits, max_new_tokens=min(plan.parity_new_tokens, plan.max_new_tokens))
-        target, reader = bench.target, bench.reader
-        if exact:
-            target = self._anchor.load_target(self._target, torch.float64, "cpu")
-            reader = opened(target, plan.reader)
-        ks = [arm.most for arm in self._arms]
         batches = sorted({min(batch, len(prompts)) for batch in plan.batches})
-        count.phase("parity with the target", len(batches) * (1 + len(ks)))
-        greedy = bench.sampling(0.0)
-        references = [Reference(target, reader, prompts, limits, ks, batch, greedy) for batch in batches]
-        found = {Arm(): Audit.of([reference.itself() for reference in references])}
-        for _ in references:
-            count()
-        for entry in field:
-            running = bench.running[entry]
-            if exact:
-                running = start(entry, reader.vocabulary, torch.float64, "cpu", plan.drafter_reader)
-            for arm in entry.arms:
-                audits = []
-                for reference in references:
-                    k = arm.fixed_k or AutoPace(EVEN_COSTS)
-                    audits.append(reference.against(running.drafter, k))
-                    count()
-                found[arm] = Audit.of(audits)
-        return found
+        count.phase("parity with the target", len(batches) * (1 + len(self._arms)))
+        target = self._anchor.load_target(self._target, torch.float64, "cpu") if exact else None
+        return bench.parity(target, [(batch, prompts) for batch in batches], limits, count)
 
     def _measured(
         self,
@@ -269,16 +249,6 @@ class _Counter:
         """That many pieces are done already."""
         self._done += count
         self._progress(self._done, self._total, self._what)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _target_facts(model: PreTrainedModel) -> ArmFacts:

@@ -17,21 +17,21 @@ from pathlib import Path
 
 import torch
 
-from eval.arms import RAW, Entry, opened, start
+from eval.arms import RAW, Entry
 from eval.bench import Bench, Bounds
 from eval.map_prompts import Lengthener
 from eval.measurement import CHOOSE, Arm, Block, Cell
 from eval.memory import Load, memory_errors
-from eval.parity import LARGEST_EXACT, Audit, Reference
+from eval.parity import LARGEST_EXACT, Audit
 from eval.partial import Partial
 from eval.plan import EvalPlan
 from eval.report import MAP, redraw, require_writable
 from eval.rows import drafter_name
 from eval.suites import load_suite, suite_from_file
 from eval.switch import Figures, cell_figures, place_of, rule
+from eval.threads import threads
 from factory.artifact import Artifact
 from factory.decoding.decoder import Generation
-from factory.decoding.pace import EVEN_COSTS, AutoPace
 from factory.errors import ArtifactError, DataError, ModelError
 from factory.files import write_atomically
 from factory.models import fingerprint, resolve_device, resolve_dtype
@@ -63,7 +63,7 @@ def measure_map(
     field = [Entry(artifact, plan.ks, plan.auto_k), Entry(None, plan.lookup_ks, plan.auto_k)]
     # Batches and outputs are the map's, so that parity and near-tie bounds are too; one batch warms an arm up.
     changes = {"batches": plan.map_batches, "max_new_tokens": plan.map_new_tokens, "warmup_prompts": 1}
-    with _threads(plan.threads):
+    with threads(plan.threads):
         mapper = Mapper(field, plan.model_copy(update=changes), target, prompts_file)
         found = mapper.found(out / KEPT, progress)
     write_atomically(out / MAP, json.dumps(found, indent=1, allow_nan=False) + "\n")
@@ -229,37 +229,26 @@ class Mapper:
         if found is None:
             ks = sorted({arm.most for arm in self._arms})
             bounds = bench.bounds(next(iter(self._prompts.values())), ks)
-            found = self._parity(bench, ks, progress), bounds
+            found = self._parity(bench, progress), bounds
             partial.keep_parity(*found)
         return found
 
-    def _parity(self, bench: Bench, ks: Sequence[int], progress: Progress) -> dict[Arm, Audit]:
+    def _parity(self, bench: Bench, progress: Progress) -> dict[Arm, Audit]:
         """At the smallest and the largest batch, with a float64 target on the CPU where it is small enough."""
-        plan, target, reader = self._plan, bench.target, bench.reader
-        exact = target.num_parameters() <= LARGEST_EXACT
-        if exact:
-            target = self._anchor.load_target(self._target, torch.float64, "cpu")
-            reader = opened(target, plan.reader)
-        limits = replace(bench.limits, max_new_tokens=min(plan.parity_new_tokens, plan.max_new_tokens))
+        plan, done, batches = self._plan, 0, sorted({min(self._plan.batches), max(self._plan.batches)})
         prompts = [prompt.ids for prompt in next(iter(self._prompts.values()))]
-        progress(0, 1 + len(self._arms), "parity with the target")
-        references = [
-            Reference(
-                target, reader, prompts[: max(batch, plan.parity_prompts)], limits, ks, batch, bench.sampling(0.0)
-            )
-            for batch in sorted({min(plan.batches), max(plan.batches)})
-        ]
-        found = {Arm(): Audit.of([one.itself() for one in references])}
-        for entry in self._field:
-            drafter = bench.running[entry].drafter
-            if exact:
-                drafter = start(entry, reader.vocabulary, torch.float64, "cpu", plan.drafter_reader).drafter
-            for arm in entry.arms:
-                progress(len(found), 1 + len(self._arms), "parity with the target")
-                paces = [arm.fixed_k or AutoPace(EVEN_COSTS) for _ in references]
-                found[arm] = Audit.of([one.against(drafter, k) for one, k in zip(references, paces, strict=True)])
-        progress(len(found), len(found), "parity with the target")
-        return found
+        limits = replace(bench.limits, max_new_tokens=min(plan.parity_new_tokens, plan.max_new_tokens))
+
+        def told() -> None:
+            nonlocal done
+            done += 1
+            progress(done, len(batches) * (1 + len(self._arms)), "parity with the target")
+
+        exact = None
+        if bench.target.num_parameters() <= LARGEST_EXACT:
+            exact = self._anchor.load_target(self._target, torch.float64, "cpu")
+        asked = [(batch, prompts[: max(batch, plan.parity_prompts)]) for batch in batches]
+        return bench.parity(exact, asked, limits, told)
 
 
 @contextmanager
@@ -270,13 +259,3 @@ def memory_for(load: Load) -> Iterator[None]:
             yield
     except DataError as error:
         raise DataError(f"{error} (of a map the keys are map_batches, map_contexts and map_new_tokens)") from error
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -78,11 +78,12 @@ def _measured(evals: list[dict[str, Any]], name: str) -> list[str]:
     hardware, target = last["hardware"], last["target"]
     where = hardware.get("gpu") or f"{hardware.get('cpu')}, {hardware.get('threads')} threads"
     suites = ", ".join(suite["name"] for suite in last["suites"])
+    batch = last["verdict"].get("batch") or 1  # evaluations of earlier versions have none
     return [
         *lines,
         "",
-        f"{where}; {target['dtype']}, reader {target['reader']}, batch 1; prompts: {suites}. The forecast is at the "
-        "measured alpha.",
+        f"{where}; {target['dtype']}, reader {target['reader']}, batch {batch}; prompts: {suites}. "
+        "The forecast is at the measured alpha.",
         "",
         f"Of all that took part: {last['verdict']['reason']}",
     ]

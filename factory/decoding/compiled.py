@@ -21,7 +21,8 @@ from factory.decoding.wiring import ProductMaker, plain_products, rotary_of
 
 WIDTHS = (1, 2, 5, 9, 17)  # tokens a row that a compiled pass reads; fewer are padded, more are a prompt
 _PACKED: dict[str, Any] = {"memory_format": torch.contiguous_format}
-_COMPILATIONS = 64  # (batch, width) pairs of a process, over all readers
+_ROWS = 8  # a larger batch runs as in a LeanReader: Python is a small part of it, and each size would be compiled
+_COMPILATIONS = 256  # (batch, width) pairs of a process, over all readers
 
 
 def why_no_compiler() -> str | None:
@@ -49,7 +50,9 @@ class CompiledReader(LeanReader):
         self._step: Callable[..., torch.Tensor] = torch.compile(self._pass, fullgraph=True, dynamic=False)
 
     def prepare(self, rows: int, width: int) -> None:
-        """Compile what a batch of `rows` needs to read up to `width` tokens a row at once."""
+        """Compile what a batch of `rows` needs to read up to `width` tokens a row; nothing for a large batch."""
+        if rows > _ROWS:
+            return
         for tokens in WIDTHS[: 1 + _bucket(width)]:
             self.start(rows, 64)
             one = torch.ones(rows, 1, dtype=torch.long, device=self.device)
@@ -68,13 +71,13 @@ class CompiledReader(LeanReader):
 
     def _padded(self, tokens: torch.Tensor, count: list[int] | None) -> tuple[torch.Tensor, list[int] | None]:
         rows, width = tokens.shape
-        if width in WIDTHS or not 0 < width < WIDTHS[-1] or max(self.lengths) == 0:
+        if width in WIDTHS or not 0 < width < WIDTHS[-1] or max(self.lengths) == 0 or rows > _ROWS:
             return tokens, count
         missing = WIDTHS[_bucket(width)] - width
         return torch.nn.functional.pad(tokens, (0, missing)), count or [width] * rows
 
     def _run(self, tokens: torch.Tensor, positions: torch.Tensor, mask: Mask, keep: int | torch.Tensor) -> torch.Tensor:
-        if mask is None or tokens.shape[1] not in WIDTHS:
+        if mask is None or tokens.shape[1] not in WIDTHS or len(tokens) > _ROWS:
             return super()._run(tokens, positions, mask, keep)
         cache = self._cache
         assert isinstance(cache, LayeredCache)

@@ -94,3 +94,25 @@ class Script:
 def script() -> type[Script]:
     """A drafter that is right exactly where a test wants it."""
     return Script
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((0, [], [], []), id="first token"),
+        pytest.param((1, [], [1], [1]), id="first guess accepted"),
+        pytest.param((3, [], [3], [3]), id="accepted, with guesses behind it"),
+        pytest.param((3, [4], [3], [3]), id="accepted, with a wrong guess behind it"),
+        pytest.param((3, [3], [2], [4]), id="corrected"),
+        pytest.param((4, [], [4], [4]), id="last guess accepted"),
+        pytest.param((4, [4], [3], [4]), id="last guess corrected"),
+        pytest.param((5, [], [4], [4]), id="bonus"),
+        pytest.param((8, [2], [1, 4, 1], [4, 4, 1]), id="later round"),
+    ]
+)
+def ending(request: pytest.FixtureRequest) -> tuple[int, list[int], list[int], list[int]]:
+    """(place of the last token, wrong guesses, accepted and proposed by round) of a text that ends early, k = 4.
+
+    The prefill writes token 0, so the first round proposes tokens 1 to 4 and its bonus is token 5.
+    """
+    found: tuple[int, list[int], list[int], list[int]] = request.param
+    return found

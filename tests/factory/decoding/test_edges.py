@@ -43,30 +43,13 @@ def decode(
     return fast
 
 
-# The prefill writes token 0, so with k = 4 the first round proposes tokens 1 to 4 and its bonus is token 5.
-@pytest.mark.parametrize(
-    ("place", "wrong", "accepted", "proposed"),
-    [
-        pytest.param(0, [], [], [], id="first token"),
-        pytest.param(1, [], [1], [1], id="first guess accepted"),
-        pytest.param(3, [], [3], [3], id="accepted, with guesses behind it"),
-        pytest.param(3, [4], [3], [3], id="accepted, with a wrong guess behind it"),
-        pytest.param(3, [3], [2], [4], id="corrected"),
-        pytest.param(4, [], [4], [4], id="last guess accepted"),
-        pytest.param(4, [4], [3], [4], id="last guess corrected"),
-        pytest.param(5, [], [4], [4], id="bonus"),
-        pytest.param(8, [2], [1, 4, 1], [4, 4, 1], id="later round"),
-    ],
-)
 def test_text_ends_at_eos(
     target: PreTrainedModel,
     reference: Callable[..., list[int]],
     script: type,
-    place: int,
-    wrong: list[int],
-    accepted: list[int],
-    proposed: list[int],
+    ending: tuple[int, list[int], list[int], list[int]],
 ) -> None:
+    place, wrong, accepted, proposed = ending
     text = reference(target, PROMPT, 20)
     assert len(set(text[:9])) == 9
     limits = Limits(max_new_tokens=20, eos=frozenset({text[place]}), context=160)

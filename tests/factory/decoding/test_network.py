@@ -88,8 +88,12 @@ def test_compiled_passes_compute_the_same(
         reader.start(3, 90)  # another capacity
         reader.feed(IDS[:, :30])
         reader.feed(IDS[:, 30:34])
+        reader.start(9, 60)  # a batch that is left to the lean pass
+        many = IDS[:1, :30].expand(9, 30)
+        large = (reader.feed(many), reader.feed(many[:, :4]), reader.feed(many[:, :1]))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compilations
     assert compilations > 0
+    assert [logits.shape[:2] for logits in large] == [(9, 30), (9, 4), (9, 1)]
 
 
 def test_a_reference_with_one_fault_is_told_apart(families: dict[str, Callable[..., PreTrainedModel]]) -> None:
