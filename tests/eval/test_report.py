@@ -21,7 +21,7 @@ from eval.svg import Room, apart, decade_ticks, fitted, si, ticks
 from factory.artifact import Artifact
 from factory.errors import DataError
 
-EARLIER = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "demo-cpu-eager.json"  # knows no accept, no roofline
+EARLIER = Path(__file__).resolve().parents[2] / "docs/benchmarks/demo-cpu-eager.json"  # knows no accept, no roofline
 
 
 def row(**changes: Any) -> dict[str, Any]:
