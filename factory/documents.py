@@ -184,8 +184,12 @@ def _explained(error: ValidationError, data: Any, model: type[BaseModel]) -> lis
     faults: list[tuple[KeyPath, str]] = []
     for path, details in groups.items():
         # A fault inside a list or mapping tells more than "must be text" about the whole of it.
-        if path in members and any(len(other) > len(path) and other[: len(path)] == path for other in groups):
+        words = [detail for detail in details if detail["type"] == "literal_error"]
+        inside = any(len(other) > len(path) and other[: len(path)] == path for other in groups)
+        if inside and (path in members or words):
             continue
+        if words and isinstance(words[0]["input"], str):  # a wrong word: that a list may stand there too does not help
+            details = words
         wanted = list(dict.fromkeys(_WANTED[detail["type"]] for detail in details if detail["type"] in _WANTED))
         if wanted:
             wanted = [kind for kind in wanted if kind != "a whole number" or "a number" not in wanted]

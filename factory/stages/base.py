@@ -28,6 +28,14 @@ Scores = dict[str, list[Any]]  # by what is scored: "layers" [L], "ffn" [L][chan
 
 
 @dataclass(frozen=True)
+class CacheSettings:
+    """What decides a teacher cache beside target and text."""
+
+    temperature: float
+    top_k: int
+
+
+@dataclass(frozen=True)
 class Given:
     """What a build hands to a stage."""
 
@@ -37,6 +45,8 @@ class Given:
     seed: int
     checkpoint: Path  # a folder of this stage's own, kept until the stage is done
     progress: Callable[[int, int, str], None]  # (done, total, what is being shown)
+    cache: Path | None = None  # the finished teacher cache of the whole text, where the stage reads one
+    modelled: Callable[[float], tuple[float, int]] | None = None  # alpha -> (speedup, k) of the finished drafter here
 
 
 class Stage(BaseModel, ABC):
@@ -51,6 +61,11 @@ class Stage(BaseModel, ABC):
     def needs_text(self) -> bool:
         """Whether the recipe must have `data` for this stage to run."""
         return False
+
+    @property
+    def cached(self) -> CacheSettings | None:
+        """The teacher cache that it reads; None where it reads none."""
+        return None
 
     @property
     def uses_seed(self) -> bool:

@@ -277,7 +277,7 @@ BASE = (
         ("keep: 2", "keep: [0, 1]", 0),
         ("{kind: distill}, {kind: drop", "{kind: distill, epochs: 2}, {kind: drop", 1),
         ("keep: 1", "keep: 0.5", 2),
-        ("{kind: distill}]", "{kind: distill, chunk: 7}]", 3),
+        ("{kind: distill}]", "{kind: distill, clip: 0.7}]", 3),
         ("samples: 5", "samples: 6", 1),
         ("samples: 5", "samples: 5, temperature: 0.5", 1),
         ("stages:", "seed: 1\nstages:", 1),

@@ -1,0 +1,125 @@
+"""What a recipe can say of a distillation beside plain numbers. Imports no torch."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+class _Setting(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+Weight = float | tuple[tuple[float, float], ...]
+"""A number, or a schedule: straight lines between points [share of the steps, weight], flat outside them."""
+
+
+def weight_at(weight: Weight, progress: float) -> float:
+    """The weight when `progress` of the steps is done, 0 to 1."""
+    points = ((0.0, weight),) if isinstance(weight, int | float) else weight
+    if progress <= points[0][0]:
+        return points[0][1]
+    for (left, low), (right, high) in pairwise(points):
+        if progress <= right:
+            return low + (high - low) * (progress - left) / (right - left)
+    return points[-1][1]
+
+
+def largest(weight: Weight) -> float:
+    """The most that it ever is."""
+    return weight if isinstance(weight, int | float) else max(height for _, height in weight)
+
+
+def _sound(weight: Weight) -> Weight:
+    points = ((0.0, weight),) if isinstance(weight, int | float) else weight
+    shares = [share for share, _ in points]
+    if not points or any(not 0 <= share <= 1 for share in shares) or any(a >= b for a, b in pairwise(shares)):
+        raise ValueError("the points [share of the steps, weight] of a schedule must go forward from 0 to 1")
+    if any(height < 0 for _, height in points):
+        raise ValueError("must not be below 0: that pushes the drafter away from the target")
+    return weight
+
+
+SoundWeight = Annotated[Weight, AfterValidator(_sound)]
+
+LossKind = Literal[
+    "forward_kl", "reverse_kl", "jsd", "tv", "tvd_plus_plus", "negative_log_acceptance", "lk_hybrid", "cross_entropy"
+]
+
+
+class LossTerm(_Setting):
+    """One loss and its weight over the training."""
+
+    kind: LossKind
+    weight: SoundWeight = 1.0
+    beta: float | None = Field(default=None, gt=0, lt=1, description="of jsd: weight of the target in the mixture, 0.5")
+    eta: float | None = Field(default=None, gt=0, description="of lk_hybrid: how soon TV takes over from KL, 3.0")
+
+    @model_validator(mode="after")
+    def _options_belong(self) -> LossTerm:
+        if self.beta is not None and self.kind != "jsd":
+            raise ValueError(f"beta: only jsd has it; remove it from {self.kind}")
+        if self.eta is not None and self.kind != "lk_hybrid":
+            raise ValueError(f"eta: only lk_hybrid has it; remove it from {self.kind}")
+        return self
+
+
+Loss = LossKind | tuple[LossTerm, ...]
+"""One kind, or a mix of several."""
+
+
+class OnPolicy(_Setting):
+    """Training on what the drafter itself writes, the target being asked what it would have written there.
+
+    `begin: prompt` continues prompts to the end, as GKD does (arXiv 2306.13649); `begin: anywhere` continues
+    the text from a random place within an answer, as a drafter does in speculative decoding: what stands
+    before that place is verified, and position i behind it is reached only where i guesses were accepted,
+    which `decay` to the power of i stands for.
+    """
+
+    share: SoundWeight = Field(description="share of a step's rows that the drafter writes, or its schedule")
+    begin: Literal["prompt", "anywhere"] = "anywhere"
+    new_tokens: int = Field(default=8, ge=1, description="longest roll-out")
+    temperature: float = Field(default=1.0, ge=0, description="of the drafter's writing")
+    decay: float = Field(default=1.0, gt=0, le=1, description="weight of position i is decay to the power of i")
+
+    @model_validator(mode="after")
+    def _is_a_share(self) -> OnPolicy:
+        if largest(self.share) > 1:
+            raise ValueError("share: at most 1, all rows of a step")
+        if largest(self.share) == 0:
+            raise ValueError("share: never above 0, so nothing is ever written; remove on_policy")
+        return self
+
+
+class Selection(_Setting):
+    """Leaves out tokens that the drafter cannot learn (AdaSPEC, arXiv 2510.19779).
+
+    A copy of the drafter is distilled first, the reference. The drafter then learns only from the share
+    `keep` of the tokens where its own loss exceeds the reference's the most: where there is something to gain.
+    """
+
+    keep: float = Field(gt=0, lt=1, description="share of the answer tokens that are learned from")
+    reference_epochs: float = Field(default=1.0, gt=0, description="passes over the text that the reference gets")
+
+
+MethodName = Literal["seq_kd", "supervised_kd", "imit_kd", "f_distill", "on_policy_gkd"]
+
+METHODS: dict[str, tuple[LossTerm, OnPolicy | None]] = {
+    # Kim & Rush, arXiv 1606.07947: likelihood of what the target wrote
+    "seq_kd": (LossTerm(kind="cross_entropy"), None),
+    # Sanh et al., arXiv 1910.01108: the target's distribution on given text
+    "supervised_kd": (LossTerm(kind="forward_kl"), None),
+    # Lin et al., arXiv 2009.07253: given text and the drafter's own, mixed
+    "imit_kd": (LossTerm(kind="forward_kl"), OnPolicy(share=0.5, begin="prompt", new_tokens=128)),
+    # Wen et al., arXiv 2307.15190: total variation, on text of both
+    "f_distill": (LossTerm(kind="tv"), OnPolicy(share=0.5, begin="prompt", new_tokens=128)),
+    # Agarwal et al., arXiv 2306.13649: only what the drafter writes
+    "on_policy_gkd": (LossTerm(kind="jsd"), OnPolicy(share=1.0, begin="prompt", new_tokens=128)),
+}
+"""Distillation by its names in the literature (as listed in DistillSpec, arXiv 2310.08461, table 1), and what each says."""
+
+WRITTEN_BY = {"seq_kd": "target", "supervised_kd": "none", "imit_kd": "none", "f_distill": "target"}
+"""Whose text a method is defined on, where it is."""
