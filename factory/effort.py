@@ -98,7 +98,7 @@ def effort_of(
     files_s = (before.weight_bytes + after.weight_bytes) / DISK_BYTES_PER_S
     if isinstance(stage, QuantizingStage):
         return _quantizing(stage, before, after, held, text, files_s, profile)
-    if isinstance(stage, TrainingStage) and text is not None:
+    if isinstance(stage, TrainingStage) and stage.needs_text and text is not None:
         return _training(stage, before, target, text, files_s, profile, dtype)
     return _structural(stage, before, after, target, held, text, profile, dtype)
 

@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from factory.distillation.settings import WRITTEN_BY
 from factory.documents import Document, assign, dump, override, read, validate
 from factory.errors import RecipeError
 from factory.grid import axes_of, candidates, points
-from factory.stages import AnyStage, QuantizingStage, StructuralStage, TrainingStage
+from factory.stages import AnyStage, Distill, Fresh, QuantizingStage, StructuralStage, TrainingStage
 
 MOST_CANDIDATES = 64  # of a grid, before a build asks for --yes
 
@@ -128,6 +129,12 @@ def _order_faults(recipe: Recipe) -> list[str]:
                 f"stages.{place}: {stage.kind} after the last training stage leaves a damaged drafter; "
                 f"move it before stages.{training[-1]}, or train once more after it"
             )
+        if isinstance(stage, Fresh) and not any(isinstance(later, Distill) for later in recipe.stages[place:]):
+            faults.append(
+                f"stages.{place}: fresh leaves random weights, which draft nothing; add `{{kind: distill}}` after it"
+            )
+        if isinstance(stage, Distill):
+            faults += _method_faults(place, stage, recipe.data)
         if isinstance(stage, QuantizingStage) and place < len(recipe.stages) - 1:
             faults.append(
                 f"stages.{place}: {stage.kind} must be the last stage: nothing can be pruned, trained or quantised "
@@ -143,6 +150,17 @@ def _order_faults(recipe: Recipe) -> list[str]:
     if recipe.keep_raw and training and training[0] == 0:
         faults.append("keep_raw: before its first training stage the drafter is a copy of the target; remove keep_raw")
     return faults
+
+
+def _method_faults(place: int, stage: Distill, data: Data | None) -> list[str]:
+    """Where a method of the literature is given other text than it is defined on."""
+    wanted = WRITTEN_BY.get(stage.method) if stage.method else None
+    if data is None or wanted is None or data.written_by == wanted:
+        return []
+    return [
+        f"stages.{place}.method: {stage.method} is defined on text written by {wanted}; "
+        f"write `written_by: {wanted}`, or say `loss` and `on_policy` in place of the method"
+    ]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""The teacher's predictions: its hidden states, of which its head makes logits chunk by chunk on demand."""
+"""The teacher's predictions on rows of text: from the target itself, or from what was kept of them on disk."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -10,44 +11,71 @@ from transformers import PreTrainedModel
 from factory.data import TextBlocks
 from factory.limits import REMEMBERED_BYTES
 from factory.models import hidden_states
+from factory.teacher_cache import TeacherCache
+from factory.tensors.fused import FullPredictions, Predictions, TopPredictions
 
 
-class Teacher:
-    """The target as teacher of one text.
+class Teacher(Protocol):
+    """What the target says at the answer positions of a text, row after row."""
 
-    With several epochs it reads the text once and remembers its hidden states, where they fit: for a
-    shallow student that is most of the arithmetic. They are always made in the same batches, those of
-    the text's order, so that a resumed training meets the very same bits.
+    def predictions(self, rows: Sequence[int]) -> Predictions:
+        """Of those rows of its text."""
+        ...
+
+
+class OnlineTeacher:
+    """The target itself: its final hidden states, of which its head makes logits chunk by chunk on demand.
+
+    Where it `remembers`, it reads the text once and keeps those states, if they fit: for a shallow
+    student that is most of the arithmetic of several epochs. They are always made in the same batches,
+    those of the text's order, so that a resumed training meets the very same bits.
     """
 
     def __init__(
         self,
         target: PreTrainedModel,
         text: TextBlocks,
+        temperature: float,
         *,
-        epochs: float,
+        remembers: bool,
         batch: int,
         progress: Callable[[int, int, str], None],
     ) -> None:
-        self._target, self._text = target, text
-        self.head = target.get_output_embeddings()  # hidden [C, D] -> logits [C, V]
+        self._target, self._text, self._temperature = target, text, temperature
+        self._head = target.get_output_embeddings()  # hidden [C, D] -> logits [C, V]
         self._remembered: list[torch.Tensor] = []  # per row [answer tokens, D]
         size = int(text.answer_mask.sum()) * target.config.hidden_size * target.dtype.itemsize
-        if epochs > 1 and size <= REMEMBERED_BYTES:
+        if remembers and size <= REMEMBERED_BYTES:
             for start in range(0, len(text), batch):
-                rows = range(start, min(start + batch, len(text)))
-                counts = text.rows(rows).answer_mask.sum(-1).tolist()
-                self._remembered += torch.split(self._read(rows), counts)
+                rows = text.rows(range(start, min(start + batch, len(text))))
+                self._remembered += torch.split(self._read(rows), rows.answer_mask.sum(-1).tolist())
                 progress(len(self._remembered), len(text), "the target reads")
 
-    def hidden(self, rows: Sequence[int]) -> torch.Tensor:  # [N, D]
-        """The target's final hidden states at the answer positions of those rows, row after row."""
+    def predictions(self, rows: Sequence[int]) -> FullPredictions:
+        """Of those rows of the text."""
         if self._remembered:
-            return torch.cat([self._remembered[row] for row in rows])
-        return self._read(rows)
+            hidden = torch.cat([self._remembered[row] for row in rows])
+            return FullPredictions(hidden, self._head, self._temperature)
+        return self.read(self._text.rows(rows))
+
+    def read(self, rows: TextBlocks) -> FullPredictions:
+        """Of rows that are not of the text, such as what the drafter wrote."""
+        return FullPredictions(self._read(rows), self._head, self._temperature)
 
     @torch.no_grad()
-    def _read(self, rows: Sequence[int]) -> torch.Tensor:
-        chosen = self._text.rows(rows)
+    def _read(self, rows: TextBlocks) -> torch.Tensor:  # [N, D]
         device = self._target.device
-        return hidden_states(self._target, chosen.ids.to(device), chosen.answer_mask.to(device))
+        return hidden_states(self._target, rows.ids.to(device), rows.answer_mask.to(device))
+
+
+class CachedTeacher:
+    """The target's top log-probabilities and what is left over, from the cache of the whole text that `text` is part of."""
+
+    def __init__(self, cache: TeacherCache, text: TextBlocks, device: torch.device) -> None:
+        self._cache, self._index, self._device = cache, text.index.tolist(), device
+
+    def predictions(self, rows: Sequence[int]) -> TopPredictions:
+        """Of those rows of the text."""
+        ids, log_p, tail = self._cache.rows([self._index[row] for row in rows])
+        place = self._device
+        return TopPredictions(ids.to(place), log_p.to(place), tail.to(place), self._cache.temperature)

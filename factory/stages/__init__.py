@@ -7,15 +7,17 @@ from pydantic import Field
 from factory.stages.base import Given, QuantizingStage, Stage, StructuralStage, TrainingStage
 from factory.stages.distill import Distill
 from factory.stages.drop_layers import DropLayers
+from factory.stages.fresh import Fresh
 from factory.stages.gptq import Gptq
 from factory.stages.prune_width import PruneWidth
 
-AnyStage = Annotated[DropLayers | PruneWidth | Distill | Gptq, Field(discriminator="kind")]
+AnyStage = Annotated[DropLayers | PruneWidth | Fresh | Distill | Gptq, Field(discriminator="kind")]
 
 __all__ = [
     "AnyStage",
     "Distill",
     "DropLayers",
+    "Fresh",
     "Given",
     "Gptq",
     "PruneWidth",

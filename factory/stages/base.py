@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from factory.edit import Edit, Shape
+from factory.processes import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,6 +48,8 @@ class Given:
     progress: Callable[[int, int, str], None]  # (done, total, what is being shown)
     cache: Path | None = None  # the finished teacher cache of the whole text, where the stage reads one
     modelled: Callable[[float], tuple[float, int]] | None = None  # alpha -> (speedup, k) of the finished drafter here
+    half: bool = False  # whether the target runs in half precision
+    processes: Processes = Processes()
 
 
 class Stage(BaseModel, ABC):

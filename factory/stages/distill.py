@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from factory.distillation.settings import METHODS, Loss, LossTerm, MethodName, OnPolicy, Selection
-from factory.errors import FactoryError
 from factory.stages.base import CacheSettings, Given, TrainingStage
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import torch
     from transformers import PreTrainedModel
-
-    from factory.data import TextBlocks
-    from factory.teacher import Teacher
-
-MEASURED_ROWS = 32  # held-out rows that the reported overlap is measured on
-CHUNK = 1024
 
 
 class Distill(TrainingStage):
@@ -109,153 +98,22 @@ class Distill(TrainingStage):
         """Optimizer steps for that many rows of text."""
         return max(1, round(self.epochs * rows / (self.batch * self.accumulate)))
 
-    def learning_rate(self, step: int, steps: int) -> float:
-        """Linear warm-up, then a cosine from `lr` to `final_lr * lr`."""
-        warmup_steps = round(self.warmup * steps)
-        if step < warmup_steps:
-            return self.lr * (step + 1) / (warmup_steps + 1)
-        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-        return self.lr * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+    def looks_every(self, steps: int) -> int:
+        """Optimizer steps between looks at the held-out text."""
+        return self.check_every or max(1, steps // 10)
+
+    def key(self, given: Given) -> dict[str, Any]:
+        """What a checkpoint must agree in to be gone on from."""
+        rows = len(given.text) if given.text is not None else 0
+        tokens = int(given.text.length.sum()) if given.text is not None else 0
+        return {"stage": self.model_dump(mode="json"), "version": self.version, "seed": given.seed, "text": [rows, tokens]}
 
     def apply(self, drafter: PreTrainedModel, given: Given) -> dict[str, Any]:
-        """Train in place, from the last checkpoint where there is one; `drafter` ends in float32.
+        """Train in place, from the last checkpoint where there is one; `drafter` ends in float32, frozen.
 
-        The rows of step n are a function of (seed, n): a resumed run is bit for bit the undisturbed
-        one on the same machine. Raises FactoryError when the loss is not finite.
+        Raises FactoryError when the loss is not finite, DataError where the checkpoint or the teacher cache
+        belongs to something else.
         """
-        import torch
+        from factory.distillation.training import distil
 
-        from factory.teacher import Teacher
-
-        if given.text is None or len(given.text) == 0:
-            raise FactoryError("distill: there is no text to learn from; give the recipe a `data` section")
-        target = given.target()
-        teacher = Teacher(target, given.text, epochs=self.epochs, batch=self.batch, progress=given.progress)
-        drafter.float().requires_grad_(True)  # stays in eval mode: no dropout
-        optimizer = torch.optim.AdamW(
-            [p for p in drafter.parameters() if p.requires_grad], lr=self.lr, weight_decay=self.weight_decay
-        )
-        steps, step, losses = self.steps(len(given.text)), 0, []
-        before = self.agreement(drafter, given)
-        saved = given.checkpoint / "checkpoint.pt"
-        if saved.is_file():
-            state = torch.load(saved, map_location=drafter.device, weights_only=True)
-            drafter.load_state_dict(state["drafter"])
-            optimizer.load_state_dict(state["optimizer"])
-            step, losses, before = state["step"], state["losses"], state["before"]
-        while step < steps:
-            optimizer.param_groups[0]["lr"] = self.learning_rate(step, steps)
-            loss = self._accumulate_gradient(drafter, teacher, given.text, given, step)
-            if not math.isfinite(loss):
-                raise FactoryError(
-                    f"distill: the loss is {loss} at step {step} of {steps}; lower `lr` ({self.lr}) or `clip` "
-                    f"({self.clip}) in the recipe. The stages before this one are kept."
-                )
-            torch.nn.utils.clip_grad_norm_(drafter.parameters(), self.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-            losses.append(loss)
-            given.progress(step, steps, f"distilling, loss {loss:.3f}")
-            if step % self.checkpoint_every == 0 and step < steps:
-                state = {"drafter": drafter.state_dict(), "optimizer": optimizer.state_dict()}
-                _save_checkpoint({**state, "step": step, "losses": losses, "before": before}, saved)
-        drafter.requires_grad_(False)
-        return {
-            "steps": steps,
-            "rows": len(given.text),
-            "answer_tokens": int(given.text.answer_mask.sum()),
-            "held_out_before": before,
-            "held_out_after": self.agreement(drafter, given),
-            "losses": [round(loss, 5) for loss in losses],
-        }
-
-    def _accumulate_gradient(
-        self, drafter: PreTrainedModel, teacher: Teacher, text: TextBlocks, given: Given, step: int
-    ) -> float:
-        """One optimizer step's gradient, mean over its forward passes; returns the mean loss in nats."""
-        from factory.models import hidden_states
-        from factory.tensors.divergence import backward_in_chunks
-
-        total = 0.0
-        for part in range(self.accumulate):
-            indices = batch_rows(len(text), given.seed, step * self.accumulate + part, self.batch)
-            rows = text.rows(indices)
-            ids, mask = rows.ids.to(drafter.device), rows.answer_mask.to(drafter.device)
-            if not mask.any():  # every row ended at its first token
-                continue
-            teacher_hidden = teacher.hidden(indices)  # in the target's own precision
-            with mixed_precision(given.target()):
-                total += backward_in_chunks(
-                    hidden_states(drafter, ids, mask),
-                    drafter.get_output_embeddings(),
-                    teacher_hidden,
-                    teacher.head,
-                    temperature=self.temperature,
-                    scale=1 / self.accumulate,
-                    chunk=CHUNK,
-                )
-        return total / self.accumulate
-
-    def agreement(self, drafter: PreTrainedModel, given: Given) -> dict[str, float] | None:
-        """Mean forward KL (nats) and overlap, sum_v min(p, q), at T = 1 on held-out answer tokens."""
-        import torch
-
-        from factory.models import hidden_states
-        from factory.tensors.divergence import forward_kl, overlap
-
-        if given.held_out is None or len(given.held_out) == 0:
-            return None
-        count, divergence, shared = 0, 0.0, 0.0
-        chosen = range(min(MEASURED_ROWS, len(given.held_out)))
-        target = given.target()
-        p_head, q_head = target.get_output_embeddings(), drafter.get_output_embeddings()
-        with torch.no_grad():
-            for index in chosen:
-                row = given.held_out.rows([index])
-                ids, mask = row.ids.to(drafter.device), row.answer_mask.to(drafter.device)
-                p_hidden = hidden_states(target, ids, mask)
-                with mixed_precision(target):
-                    q_hidden = hidden_states(drafter, ids, mask)
-                for start in range(0, len(q_hidden), CHUNK):
-                    p_logits = p_head(p_hidden[start : start + CHUNK])
-                    with mixed_precision(target):
-                        q_logits = q_head(q_hidden[start : start + CHUNK])
-                    divergence += forward_kl(p_logits, q_logits).sum().item()
-                    shared += overlap(p_logits, q_logits).sum().item()
-                count += len(q_hidden)
-        return {"forward_kl": divergence / count, "overlap": shared / count, "tokens": count} if count else None
-
-
-def _save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """The whole checkpoint or the old one; what a full disk cut short is removed, since it takes the room."""
-    import torch
-
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:  # given a name, torch's own writer loses the reason of a failure
-            torch.save(state, file)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def mixed_precision(target: PreTrainedModel) -> torch.autocast:
-    """bfloat16 products over float32 master weights where the target itself runs in half precision."""
-    import torch
-
-    half = target.dtype in (torch.bfloat16, torch.float16)
-    return torch.autocast(target.device.type, dtype=torch.bfloat16, enabled=half)
-
-
-def batch_rows(rows: int, seed: int, batch_index: int, batch: int) -> list[int]:
-    """Row indices of one batch: a fresh permutation each epoch, cut into batches that may span two epochs."""
-    import torch
-
-    chosen = []
-    for position in range(batch_index * batch, (batch_index + 1) * batch):
-        epoch, offset = divmod(position, rows)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        chosen.append(int(torch.randperm(rows, generator=generator)[offset]))
-    return chosen
+        return distil(self, drafter, given)

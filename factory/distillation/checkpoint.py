@@ -1,0 +1,92 @@
+"""A training's state on disk: whole or not at all, and only for the training that wrote it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+
+from factory.errors import DataError
+from factory.processes import Processes
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_INTO = StateDictOptions(full_state_dict=True)
+
+
+class Checkpoint:
+    """One file, `checkpoint.pt`, and one of the best weights so far, `best.pt`.
+
+    `key` says of which training it is. Divided weights (FSDP2) are put together in the first process, which
+    alone writes; so a training may go on in another number of processes.
+    """
+
+    def __init__(self, folder: Path, key: dict[str, Any], processes: Processes) -> None:
+        self.path, self._best = folder / "checkpoint.pt", folder / "best.pt"
+        self._key, self._processes = json.dumps(key, sort_keys=True), processes
+
+    def save(self, student: nn.Module, optimizers: Sequence[torch.optim.Optimizer], more: dict[str, Any]) -> None:
+        """Keep everything that the next step depends on."""
+        model, states = get_state_dict(student, list(optimizers), options=_WHOLE)
+        if self._processes.first:
+            write_state({"key": self._key, "model": model, "optimizers": states, **more}, self.path)
+        self._processes.wait()
+
+    def load(self, student: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any] | None:
+        """Put the kept state back; what was kept beside it, or None where nothing is. Raises DataError for another's."""
+        if not self.path.is_file():
+            return None
+        state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        if state.get("key") != self._key:
+            raise DataError(
+                f"{self.path}: a checkpoint of another training (recipe, text or version differ); "
+                "remove that folder to begin this one anew"
+            )
+        set_state_dict(
+            student,
+            list(optimizers),
+            model_state_dict=state.pop("model"),
+            optim_state_dict=state.pop("optimizers"),
+            options=_INTO,
+        )
+        return state
+
+    def save_best(self, student: nn.Module) -> None:
+        """Keep the weights of the best look so far."""
+        model = get_model_state_dict(student, options=_WHOLE)
+        if self._processes.first:
+            write_state({"key": self._key, "model": model}, self._best)
+        self._processes.wait()
+
+    def load_best(self, student: nn.Module) -> None:
+        """Put the best weights back."""
+        state = torch.load(self._best, map_location="cpu", weights_only=True)
+        set_model_state_dict(student, state["model"], options=_INTO)
+
+    def remove(self) -> None:
+        """Of a training that is done."""
+        if self._processes.first:
+            self.path.unlink(missing_ok=True)
+            self._best.unlink(missing_ok=True)
+
+
+def write_state(state: dict[str, Any], path: Path) -> None:
+    """The whole file or the old one; what a full disk cut short is removed, since it takes the room."""
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:  # given a name, torch's own writer loses the reason of a failure
+            torch.save(state, file)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,90 @@
+"""Which rows a step learns from, and how they are laid out for a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from factory.data import TextBlocks
+from factory.errors import DataError
+
+
+@dataclass(frozen=True)
+class Order:
+    """The rows of a text, anew in each epoch: a function of seed and position, so that a resumed run sees the same."""
+
+    rows: int
+    seed: int
+
+    def batch(self, index: int, size: int) -> list[int]:
+        """Row numbers of batch number `index`; it may span two epochs."""
+        chosen = []
+        for position in range(index * size, (index + 1) * size):
+            epoch, offset = divmod(position, self.rows)
+            chosen.append(_permutation(self.rows, self.seed, epoch)[offset])
+        return chosen
+
+
+@lru_cache(maxsize=4)
+def _permutation(rows: int, seed: int, epoch: int) -> list[int]:
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return [int(row) for row in torch.randperm(rows, generator=generator)]
+
+
+@dataclass(frozen=True)
+class Laid:
+    """Rows as one forward pass reads them, and where in it their answers are predicted."""
+
+    ids: torch.Tensor  # [B, T] int64
+    positions: torch.Tensor  # [B, T] position of each token in its own row
+    where: torch.Tensor  # [N] places in ids.flatten() whose next token is an answer's, row after row
+    labels: torch.Tensor  # [N] those next tokens
+
+    def to(self, device: torch.device) -> Laid:
+        """The same on a device."""
+        return Laid(*(part.to(device) for part in (self.ids, self.positions, self.where, self.labels)))
+
+
+def lay(text: TextBlocks, pack: int | None = None) -> Laid:
+    """Rows under one another, right-padded; or end to end in blocks of `pack` tokens, first fit, in the order given.
+
+    A token sees only its own row in either (transformers tells packed rows apart by their positions), and
+    padding stands where nothing looks back at it. Raises DataError for a row that is longer than a block.
+    """
+    rows = torch.arange(len(text))
+    answers = text.answer_mask
+    row, column = answers.nonzero(as_tuple=True)
+    labels = text.ids[row, column + 1] if len(row) else torch.zeros(0, dtype=torch.long)
+    if pack is None:
+        width = text.ids.shape[1]
+        positions = torch.arange(width).expand(len(text), width)
+        return Laid(text.ids, positions, row * width + column, labels)
+    block, start = _first_fit(text.length.tolist(), pack)
+    ids = torch.zeros((max(block, default=-1) + 1, pack), dtype=torch.long)
+    # Padding counts from 0 again at every token, so that it is no part of any row before it.
+    positions = torch.zeros_like(ids)
+    for number, (place, offset) in enumerate(zip(block, start, strict=True)):
+        length = int(text.length[number])
+        ids[place, offset : offset + length] = text.ids[number, :length]
+        positions[place, offset : offset + length] = torch.arange(length)
+    places = torch.tensor(block, dtype=torch.long) * pack + torch.tensor(start, dtype=torch.long)
+    return Laid(ids, positions, places[rows][row] + column, labels)
+
+
+def _first_fit(lengths: Sequence[int], pack: int) -> tuple[list[int], list[int]]:
+    """Of each row its block, and where in it the row begins."""
+    filled: list[int] = []
+    block, start = [], []
+    for length in lengths:
+        if length > pack:
+            raise DataError(f"distill: a row of {length} tokens is longer than `pack: {pack}`; write a larger `pack`")
+        place = next((index for index, used in enumerate(filled) if used + length <= pack), len(filled))
+        if place == len(filled):
+            filled.append(0)
+        block.append(place)
+        start.append(filled[place])
+        filled[place] += length
+    return block, start

@@ -1,0 +1,40 @@
+"""The reference of AdaSPEC: a copy of the drafter, distilled first, whose losses say what such a drafter can learn."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedModel
+
+from factory.data import TextBlocks
+from factory.distillation.rows import lay
+from factory.teacher import Teacher
+from factory.tensors.fused import forward_kl_of
+
+READ_ROWS = 16  # in one forward pass of the reference
+
+
+def reference_losses(
+    drafter: PreTrainedModel,
+    text: TextBlocks,
+    teacher: Teacher,
+    train: Callable[[PreTrainedModel], None],
+    progress: Callable[[int, int, str], None],
+) -> torch.Tensor:  # [answer tokens of the text] nats
+    """Forward KL of a copy of the drafter, after `train` has trained it, at every answer position, row after row."""
+    reference = copy.deepcopy(drafter)
+    train(reference)
+    head = reference.get_output_embeddings()
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(text), READ_ROWS):
+            rows = range(start, min(start + READ_ROWS, len(text)))
+            laid = lay(text.rows(rows)).to(reference.device)
+            states = reference.base_model(input_ids=laid.ids, position_ids=laid.positions, use_cache=False)
+            hidden = states.last_hidden_state.flatten(0, 1)[laid.where]
+            bias = getattr(head, "bias", None)
+            found.append(forward_kl_of(hidden, head.weight, bias, teacher.predictions(rows)).cpu())
+            progress(rows.stop, len(text), "the reference reads")
+    return torch.cat(found)

@@ -1,0 +1,118 @@
+"""The drafter while it is trained: what of it moves, and its forward pass down to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from factory.anatomy import anatomy_of
+from factory.distillation.adapters import add_adapters
+from factory.distillation.rows import Laid
+from factory.tensors.fused import Predictions, Term, fused_loss
+
+if TYPE_CHECKING:
+    from factory.stages.distill import Distill
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Learn only from the share of a pass's positions where a reference gained the most (AdaSPEC, arXiv 2510.19779)."""
+
+    reference: torch.Tensor  # [N] forward KL of the reference there, nats
+    keep: float
+    scale: float  # weight of each position that stays
+
+
+class Student(nn.Module):
+    """The drafter with the loss behind its head: one module with one forward, as DDP and FSDP2 want it."""
+
+    def __init__(self, drafter: PreTrainedModel) -> None:
+        super().__init__()
+        self.drafter = drafter
+
+    def forward(
+        self,
+        laid: Laid,
+        predictions: Predictions,
+        weights: torch.Tensor | Chosen,  # [N] of each position
+        terms: Sequence[Term],
+        overlap: bool = False,
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """(loss, sum of each term over positions); `overlap` is among them where it is asked for."""
+        states = self.drafter.base_model(
+            input_ids=laid.ids, position_ids=laid.positions, use_cache=False
+        ).last_hidden_state
+        hidden = states.flatten(0, 1)[laid.where]
+        head = self.drafter.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        if isinstance(weights, Chosen):
+            weights = _weights_of(weights, hidden, head.weight, bias, predictions)
+        found = fused_loss(
+            hidden,
+            head.weight,
+            bias,
+            predictions,
+            labels=laid.labels,
+            position_weights=weights,
+            terms=terms,
+            overlap=overlap,
+        )
+        return found.loss, found.values
+
+
+@torch.no_grad()
+def _weights_of(
+    chosen: Chosen, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, predictions: Predictions
+) -> torch.Tensor:  # [N]
+    """`scale` at the positions that are learned from, 0 at the others. A tie goes to the earlier one."""
+    from factory.tensors.fused import forward_kl_of
+
+    now = forward_kl_of(hidden, weight, bias, predictions)
+    stay = round(chosen.keep * len(now))
+    gains = (now - chosen.reference).sort(descending=True, stable=True).indices[:stay]
+    weights = torch.zeros_like(now)
+    weights[gains] = chosen.scale
+    return weights
+
+
+def prepare(stage: Distill, drafter: PreTrainedModel, seed: int) -> None:
+    """Says what of the drafter moves, in place: all of it but what is frozen; with `lora`, adapters in place of matrices.
+
+    The drafter stays in eval mode: no dropout. A head that is tied to the embedding is frozen with it.
+    """
+    drafter.float().requires_grad_(True)
+    anatomy = anatomy_of(drafter.config.to_dict())
+    layers = drafter.get_submodule(anatomy.layers)
+    if stage.lora is not None:
+        drafter.requires_grad_(False)
+        add_adapters(layers, stage.lora, seed)
+    if "layers" in stage.freeze:
+        layers.requires_grad_(False)
+    if "embedding" in stage.freeze:
+        drafter.get_input_embeddings().requires_grad_(False)
+    if "head" in stage.freeze:
+        drafter.get_output_embeddings().requires_grad_(False)
+    if "norms" in stage.freeze:
+        for module in drafter.modules():
+            if "norm" in type(module).__name__.lower():
+                module.requires_grad_(False)
+    if stage.gradient_checkpointing:
+        _checkpoint(drafter, layers)
+    if stage.compile:
+        for layer in layers.children():
+            layer.compile(dynamic=True)
+
+
+def _checkpoint(drafter: PreTrainedModel, layers: nn.Module) -> None:
+    """transformers checkpoints layers in training mode only; within them everything stays in eval mode, without dropout."""
+    drafter.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for layer in layers.children():
+        layer.training = True
+        for name, rate in vars(layer).items():
+            if "dropout" in name and isinstance(rate, float):
+                setattr(layer, name, 0.0)

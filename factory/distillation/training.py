@@ -1,0 +1,290 @@
+"""The training loop: rows, loss, step; looks at held-out text; checkpoints that it goes on from bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import math
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+from transformers import PreTrainedModel
+
+from factory.anatomy import anatomy_of
+from factory.distillation.adapters import merge_adapters
+from factory.distillation.average import Average
+from factory.distillation.checkpoint import Checkpoint, write_state
+from factory.distillation.judge import Judge
+from factory.distillation.lesson import Lesson, Lessons
+from factory.distillation.losses import terms_at
+from factory.distillation.optimizers import learning_rate, optimizers_of
+from factory.distillation.parallel import summed, whole, wrap
+from factory.distillation.selection import reference_losses
+from factory.distillation.student import Student, prepare
+from factory.errors import FactoryError
+from factory.forecast import expected_tokens
+from factory.teacher import CachedTeacher, OnlineTeacher, Teacher
+from factory.teacher_cache import TeacherCache
+
+if TYPE_CHECKING:
+    from factory.stages.base import Given
+    from factory.stages.distill import Distill
+
+
+def distil(stage: Distill, drafter: PreTrainedModel, given: Given) -> dict[str, Any]:
+    """Train the drafter as the stage says; facts for the manifest."""
+    if given.text is None or len(given.text) == 0:
+        raise FactoryError("distill: there is no text to learn from; give the recipe a `data` section")
+    if stage.batch < given.processes.world:
+        raise FactoryError(
+            f"distill: `batch: {stage.batch}` rows cannot be shared among {given.processes.world} processes; write a "
+            "larger batch, or launch fewer"
+        )
+    if given.processes.sharded and (stage.rollouts is not None or stage.select is not None or stage.lora is not None):
+        raise FactoryError(
+            "distill: on_policy, select and lora need the drafter whole in every process; launch with DDP, not FSDP"
+        )
+    teacher, online, held, facts = _teachers(stage, given, drafter.device)
+    judge = Judge(given.held_out, held, stage.batch, drafter.device)
+    reference = None
+    if stage.select is not None:
+        reference = _reference(stage, drafter, given, teacher, judge)
+    lessons = Lessons(stage, given, teacher, online, reference)
+    training = Training(stage, drafter, given, judge, lessons)
+    training.run()
+    return facts | training.facts()
+
+
+def _teachers(
+    stage: Distill, given: Given, device: torch.device
+) -> tuple[Teacher, OnlineTeacher | None, Teacher | None, dict[str, Any]]:
+    """Of the text, of what the drafter writes, of the held-out text; facts of the cache, where one is read."""
+    text, held_out = given.text, given.held_out
+    assert text is not None
+    if given.cache is not None:
+        cache = TeacherCache.open(given.cache)
+        held = CachedTeacher(cache, held_out, device) if held_out is not None else None
+        return CachedTeacher(cache, text, device), None, held, {"teacher_cache": cache.facts}
+    target = given.target()
+    remembers = stage.epochs > 1 and given.processes.world == 1
+    batch, progress, temperature = stage.batch, given.progress, stage.temperature
+    online = OnlineTeacher(target, text, temperature, remembers=remembers, batch=batch, progress=progress)
+    held = None
+    if held_out is not None:
+        held = OnlineTeacher(target, held_out, temperature, remembers=False, batch=batch, progress=progress)
+    return online, online, held, {}
+
+
+def _reference(stage: Distill, drafter: PreTrainedModel, given: Given, teacher: Teacher, judge: Judge) -> torch.Tensor:
+    """The reference's losses, kept beside the checkpoint: it is trained once, and goes on from its own checkpoint."""
+    assert stage.select is not None and given.text is not None
+    folder = given.checkpoint / "reference"
+    kept = folder / "losses.pt"
+    if not kept.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        plain = stage.model_copy(update={"select": None, "epochs": stage.select.reference_epochs, "patience": None})
+        inside = replace(given, checkpoint=folder, progress=lambda done, total, what: given.progress(done, total, f"reference: {what}"))
+
+        def train(reference: PreTrainedModel) -> None:
+            Training(plain, reference, inside, judge, Lessons(plain, inside, teacher, None, None)).run()
+
+        losses = reference_losses(drafter, given.text, teacher, train, given.progress)
+        if given.processes.first:
+            write_state({"losses": losses}, kept)
+        given.processes.wait()
+    return torch.load(kept, weights_only=True)["losses"]
+
+
+class Training:
+    """One distillation of `drafter`, in place; goes on from its last checkpoint where there is one.
+
+    Step n is a function of (weights, seed, n): its rows, its roll-outs, its learning rate. So a killed
+    training ends with the very bits of an undisturbed one, on the same machine.
+    """
+
+    def __init__(
+        self, stage: Distill, drafter: PreTrainedModel, given: Given, judge: Judge, lessons: Lessons
+    ) -> None:
+        assert given.text is not None
+        self._stage, self._given, self._processes = stage, given, given.processes
+        self._drafter, self._judge, self._lessons = drafter, judge, lessons
+        self.steps = stage.steps(len(given.text))
+        trained = copy.deepcopy(drafter) if given.processes.sharded else drafter
+        prepare(stage, trained, given.seed)
+        layers = trained.get_submodule(anatomy_of(trained.config.to_dict()).layers)
+        self._trained = trained
+        self._model = wrap(Student(trained), layers, drafter.device, given.processes)
+        self._optimizers = optimizers_of(stage, trained)
+        self._weights = [weight for weight in trained.parameters() if weight.requires_grad]
+        if not self._weights:
+            raise FactoryError("distill: everything is frozen, so there is nothing to train; shorten `freeze`")
+        self._average = Average(self._weights, stage.ema) if stage.ema else None
+        self._checkpoint = Checkpoint(given.checkpoint, stage.key(given), given.processes)
+        self.step, self.tokens = 0, 0
+        self.losses: list[float] = []
+        self.looks: list[dict[str, Any]] = []
+
+    def run(self) -> None:
+        """Train to the end, or until looks stop getting better. Raises FactoryError where the loss is not finite."""
+        self._resume()
+        while self.step < self.steps and not self.stopped_early:
+            self._take_step()
+            self._given.progress(self.step, self.steps, self._said())
+            done = self.step == self.steps
+            if done or self.step % self._stage.looks_every(self.steps) == 0:
+                self._look()
+            if not done and not self.stopped_early and self.step % self._stage.checkpoint_every == 0:
+                self._save()
+        self._finish()
+
+    def facts(self) -> dict[str, Any]:
+        """For the manifest and the report."""
+        text, kept = self._given.text, self.kept_step
+        assert text is not None
+        at = {look["step"]: look for look in self.looks}
+        return {
+            "steps": self.step,
+            "planned_steps": self.steps,
+            "kept_step": kept,
+            "rows": len(text),
+            "answer_tokens": int(text.answer_mask.sum()),
+            "trained_tokens": self.tokens,
+            "processes": self._processes.world,
+            "held_out_before": _judged(at.get(0)),
+            "held_out_after": _judged(at.get(kept)),
+            "looks": [{key: _rounded(value) for key, value in look.items()} for look in self.looks],
+            "losses": [round(loss, 5) for loss in self.losses],
+        }
+
+    @property
+    def kept_step(self) -> int:
+        """Whose weights are kept: of the best look where the recipe says so, else of the last step."""
+        if self._stage.keep == "last" or self._judge.empty:
+            return self.step
+        return int(max(self.looks[1:], key=lambda look: (look["overlap"], -look["step"]))["step"])
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether as many looks as the recipe has patience for brought nothing better."""
+        if self._stage.patience is None or self._judge.empty or len(self.looks) < 2:
+            return False
+        best = max(range(1, len(self.looks)), key=lambda index: (self.looks[index]["overlap"], -index))
+        return len(self.looks) - 1 - best >= self._stage.patience
+
+    def _take_step(self) -> None:
+        """One optimizer step: the gradient of its tokens' mean loss, whatever passes or processes it is made in."""
+        progress = self.step / self.steps
+        rate = learning_rate(self._stage, self.step, self.steps)
+        lessons, tokens = self._lessons.of_step(self.step, progress, self._trained)
+        terms = terms_at(self._stage.terms, progress)
+        total = torch.zeros((), dtype=torch.float64)
+        for number, lesson in enumerate(lessons):
+            with summed(self._model, last=number == len(lessons) - 1), self._mixed():
+                loss = self._learn(lesson, terms)
+            total += loss.double().cpu()
+        loss = self._processes.sum(float(total)) / self._processes.world
+        norm = clip_grad_norm_(self._weights, self._stage.clip)
+        size = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if not (math.isfinite(loss) and math.isfinite(size)):
+            raise FactoryError(self._diverged(loss, size))
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self._average is not None:
+            self._average.update()
+        self.step += 1
+        self.tokens += tokens
+        self.losses.append(loss)
+
+    def _learn(self, lesson: Lesson, terms: list[Any]) -> torch.Tensor:
+        """Adds a lesson's gradient; its loss, detached."""
+        loss, _ = self._model(lesson.laid, lesson.predictions, lesson.weights, lesson.terms_of(terms))
+        loss.backward()
+        return loss.detach()
+
+    def _mixed(self) -> Any:
+        """bfloat16 products over float32 master weights, where the target itself runs in half precision."""
+        device = self._drafter.device.type
+        return torch.autocast(device, dtype=torch.bfloat16) if self._given.half else nullcontext()
+
+    def _look(self) -> None:
+        """Judge the weights as they stand (their mean, with `ema`), and keep them where they are the best so far."""
+        with self._average.in_place() if self._average is not None else nullcontext():
+            with self._mixed():
+                judged = self._judge(self._model)
+            if judged is None:
+                return
+            since = self.looks[-1]["step"] if self.looks else 0
+            recent = self.losses[since:]
+            look = {"step": self.step, "tokens": self.tokens, **judged}
+            if recent:
+                look["loss"] = sum(recent) / len(recent)
+            if self._given.modelled is not None and self._stage.temperature == 1:
+                speedup, k = self._given.modelled(judged["overlap"])
+                look |= {"tau": expected_tokens(judged["overlap"], k), "speedup": speedup, "k": k}
+            self.looks.append(look)
+            if self._stage.keep == "best" and len(self.looks) > 1 and self.kept_step == self.step < self.steps:
+                self._checkpoint.save_best(self._model)
+
+    def _said(self) -> str:
+        last = self.looks[-1] if self.looks else None
+        said = f"distilling, loss {self.losses[-1]:.3f}"
+        if last is not None:
+            said += f", overlap {last['overlap']:.3f}"
+        if last is not None and "speedup" in last:
+            said += f", modelled {last['speedup']:.2f}x at k = {last['k']}"
+        return said
+
+    def _diverged(self, loss: float, size: float) -> str:
+        kept = self.step // self._stage.checkpoint_every * self._stage.checkpoint_every
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {size}"
+        return (
+            f"distill: {what} at step {self.step} of {self.steps}; lower `lr` ({self._stage.lr}) or `clip` "
+            f"({self._stage.clip}) in the recipe"
+            + (f". The state of step {kept} is kept in {self._checkpoint.path}" if kept else "")
+            + ". The stages before this one are kept."
+        )
+
+    def _resume(self) -> None:
+        state = self._checkpoint.load(self._model, self._optimizers)
+        if state is None:
+            self._look()
+            return
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.losses, self.looks = state["losses"], state["looks"]
+        if self._average is not None:
+            self._average.load(state["average"])
+
+    def _save(self) -> None:
+        more = {"step": self.step, "tokens": self.tokens, "losses": self.losses, "looks": self.looks}
+        if self._average is not None:
+            more["average"] = self._average.state()
+        self._checkpoint.save(self._model, self._optimizers, more)
+
+    def _finish(self) -> None:
+        """The kept weights stand in the drafter, whole, frozen, in eval mode."""
+        if self.kept_step != self.step:
+            self._checkpoint.load_best(self._model)
+        elif self._average is not None:
+            self._average.settle()
+        if self._processes.sharded:
+            state = whole(self._model)
+            if self._processes.first:
+                prefix = "drafter."
+                held = {name.removeprefix(prefix): weight for name, weight in state.items()}
+                self._drafter.float().load_state_dict(held)
+        if self._stage.lora is not None:
+            merge_adapters(self._drafter)
+        self._drafter.requires_grad_(False).eval()
+
+
+def _judged(look: dict[str, Any] | None) -> dict[str, float] | None:
+    return None if look is None else {key: look[key] for key in ("forward_kl", "overlap", "judged_tokens")}
+
+
+def _rounded(value: float) -> float:
+    return round(value, 6) if isinstance(value, float) else value
