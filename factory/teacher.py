@@ -12,7 +12,7 @@ from factory.data import TextBlocks
 from factory.limits import REMEMBERED_BYTES
 from factory.models import hidden_states
 from factory.teacher_cache import TeacherCache
-from factory.tensors.fused import FullPredictions, Predictions, TopPredictions
+from factory.tensors.predictions import FullPredictions, Predictions, TopPredictions
 
 
 class Teacher(Protocol):

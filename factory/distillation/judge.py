@@ -10,8 +10,7 @@ from torch import nn
 from factory.data import TextBlocks
 from factory.distillation.rows import lay
 from factory.teacher import Teacher
-from factory.tensors.divergences import forward_kl
-from factory.tensors.fused import Term
+from factory.tensors.divergences import term
 
 JUDGED_ROWS = 128  # held-out rows that are looked at
 
@@ -45,10 +44,10 @@ class Judge:
         if self.empty:
             return None
         divergence = shared = 0.0
-        terms = [Term("forward_kl", forward_kl, 1.0)]
+        terms = [term("forward_kl")]
         for laid, predictions in self._parts:
             weights = torch.ones(len(laid.where), device=laid.where.device)
-            _, values = student(laid, predictions, weights, terms, overlap=True)
-            divergence += values["forward_kl"]
-            shared += values["overlap"]
+            found = student(laid, predictions, weights, terms, with_overlap=True)
+            divergence += found.values["forward_kl"]
+            shared += found.overlap
         return {"forward_kl": divergence / self._count, "overlap": shared / self._count, "judged_tokens": self._count}

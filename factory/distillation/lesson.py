@@ -14,7 +14,8 @@ from factory.distillation.rows import Laid, Order, lay
 from factory.distillation.settings import weight_at
 from factory.distillation.student import Chosen
 from factory.teacher import OnlineTeacher, Teacher
-from factory.tensors.fused import Predictions, Term
+from factory.tensors.divergences import Term
+from factory.tensors.predictions import Predictions
 
 if TYPE_CHECKING:
     from factory.stages.base import Given
@@ -32,7 +33,7 @@ class Lesson:
 
     def terms_of(self, terms: Sequence[Term]) -> list[Term]:
         """Cross-entropy is likelihood of what the target wrote: of what the drafter wrote there is none."""
-        return [term for term in terms if not (self.own and term.kind == "cross_entropy")]
+        return [term for term in terms if not (self.own and term.divergence is None)]
 
 
 class Lessons:

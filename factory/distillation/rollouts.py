@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from factory.data import TextBlocks
+from factory.data import TextBlocks, text_blocks
 from factory.decoding.decoder import Limits, autoregressive
 from factory.decoding.eager import EagerReader
 from factory.decoding.sampling import Noise, Sampling
@@ -23,8 +23,6 @@ def roll_out(drafter: PreTrainedModel, rows: TextBlocks, settings: OnPolicy, see
 
     A function of (weights, rows, seed, index): what a resumed training rolls out is the same.
     """
-    from factory.data import continued
-
     generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
     beginnings = []
     for row in range(len(rows)):
@@ -40,7 +38,7 @@ def roll_out(drafter: PreTrainedModel, rows: TextBlocks, settings: OnPolicy, see
     requests = [index * len(beginnings) + row for row in range(len(beginnings))]
     noise = Noise(seed + 1, requests, device=str(drafter.device))  # not that of the target's own writing
     written = autoregressive(EagerReader(drafter), beginnings, Sampling(temperature=settings.temperature), limits, noise)
-    return continued([(one.prompt, one.tokens) for one in written])
+    return text_blocks([([*one.prompt, *one.tokens], len(one.prompt)) for one in written])
 
 
 def decays(rows: TextBlocks, decay: float) -> torch.Tensor:  # [N]

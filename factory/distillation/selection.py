@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from factory.data import TextBlocks
 from factory.distillation.rows import lay
 from factory.teacher import Teacher
-from factory.tensors.fused import forward_kl_of
+from factory.tensors.divergences import forward_kl
+from factory.tensors.positions import divergence_at
 
 READ_ROWS = 16  # in one forward pass of the reference
 
@@ -35,6 +36,6 @@ def reference_losses(
             states = reference.base_model(input_ids=laid.ids, position_ids=laid.positions, use_cache=False)
             hidden = states.last_hidden_state.flatten(0, 1)[laid.where]
             bias = getattr(head, "bias", None)
-            found.append(forward_kl_of(hidden, head.weight, bias, teacher.predictions(rows)).cpu())
+            found.append(divergence_at(forward_kl, hidden, head.weight, bias, teacher.predictions(rows)).cpu())
             progress(rows.stop, len(text), "the reference reads")
     return torch.cat(found)

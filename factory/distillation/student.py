@@ -13,7 +13,10 @@ from transformers import PreTrainedModel
 from factory.anatomy import anatomy_of
 from factory.distillation.adapters import add_adapters
 from factory.distillation.rows import Laid
-from factory.tensors.fused import Predictions, Term, fused_loss
+from factory.tensors.divergences import Term, forward_kl
+from factory.tensors.fused import FusedLoss, fused_loss
+from factory.tensors.positions import divergence_at
+from factory.tensors.predictions import Predictions
 
 if TYPE_CHECKING:
     from factory.stages.distill import Distill
@@ -41,9 +44,9 @@ class Student(nn.Module):
         predictions: Predictions,
         weights: torch.Tensor | Chosen,  # [N] of each position
         terms: Sequence[Term],
-        overlap: bool = False,
-    ) -> tuple[torch.Tensor, dict[str, float]]:
-        """(loss, sum of each term over positions); `overlap` is among them where it is asked for."""
+        with_overlap: bool = False,
+    ) -> FusedLoss:
+        """The loss, and each term's weighted sum over positions."""
         states = self.drafter.base_model(
             input_ids=laid.ids, position_ids=laid.positions, use_cache=False
         ).last_hidden_state
@@ -52,7 +55,7 @@ class Student(nn.Module):
         bias = getattr(head, "bias", None)
         if isinstance(weights, Chosen):
             weights = _weights_of(weights, hidden, head.weight, bias, predictions)
-        found = fused_loss(
+        return fused_loss(
             hidden,
             head.weight,
             bias,
@@ -60,9 +63,8 @@ class Student(nn.Module):
             labels=laid.labels,
             position_weights=weights,
             terms=terms,
-            overlap=overlap,
+            with_overlap=with_overlap,
         )
-        return found.loss, found.values
 
 
 @torch.no_grad()
@@ -70,9 +72,7 @@ def _weights_of(
     chosen: Chosen, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, predictions: Predictions
 ) -> torch.Tensor:  # [N]
     """`scale` at the positions that are learned from, 0 at the others. A tie goes to the earlier one."""
-    from factory.tensors.fused import forward_kl_of
-
-    now = forward_kl_of(hidden, weight, bias, predictions)
+    now = divergence_at(forward_kl, hidden, weight, bias, predictions)
     stay = round(chosen.keep * len(now))
     gains = (now - chosen.reference).sort(descending=True, stable=True).indices[:stay]
     weights = torch.zeros_like(now)

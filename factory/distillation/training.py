@@ -202,9 +202,9 @@ class Training:
 
     def _learn(self, lesson: Lesson, terms: list[Any]) -> torch.Tensor:
         """Adds a lesson's gradient; its loss, detached."""
-        loss, _ = self._model(lesson.laid, lesson.predictions, lesson.weights, lesson.terms_of(terms))
-        loss.backward()
-        return loss.detach()
+        found = self._model(lesson.laid, lesson.predictions, lesson.weights, lesson.terms_of(terms))
+        found.loss.backward()
+        return found.loss.detach()
 
     def _mixed(self) -> Any:
         """bfloat16 products over float32 master weights, where the target itself runs in half precision."""

@@ -66,6 +66,9 @@ class Distill(TrainingStage):
         faults = []
         if self.loss == ():
             faults.append("loss: an empty list; give at least one {kind, weight}, or remove the key")
+        kinds = [term.kind for term in self.terms]
+        if len(set(kinds)) < len(kinds):
+            faults.append(f"loss: {max(kinds, key=kinds.count)} stands in it twice; give it one weight")
         rolls_out = self.rollouts is not None
         if self.teacher == "cache" and rolls_out:
             faults.append("teacher: what the drafter will write is in no cache; write `teacher: online`, or no on_policy")
