@@ -40,7 +40,12 @@ class Lessons:
     """The lessons of every step for this process. Step n's are a function of seed, n and, where it writes, the drafter."""
 
     def __init__(
-        self, stage: Distill, given: Given, teacher: Teacher, online: OnlineTeacher | None, reference: torch.Tensor | None
+        self,
+        stage: Distill,
+        given: Given,
+        teacher: Teacher,
+        online: OnlineTeacher | None,
+        reference: torch.Tensor | None,
     ) -> None:
         assert given.text is not None
         self._stage, self._seed, self._text, self._processes = stage, given.seed, given.text, given.processes
@@ -95,9 +100,7 @@ class Lessons:
             weights = Chosen(reference.to(device), self._stage.select.keep, scale)
         return Lesson(laid, self._teacher.predictions(rows), weights)
 
-    def _own(
-        self, rows: list[int], drafter: PreTrainedModel, index: int
-    ) -> tuple[Laid, Predictions, torch.Tensor]:
+    def _own(self, rows: list[int], drafter: PreTrainedModel, index: int) -> tuple[Laid, Predictions, torch.Tensor]:
         rollouts = self._stage.rollouts
         assert rollouts is not None and self._online is not None
         seed = self._seed + self._processes.rank  # others' rows are continued by other draws

@@ -38,9 +38,7 @@ def optimizers_of(stage: Distill, drafter: PreTrainedModel) -> list[torch.optim.
     if others:
         made.append(torch.optim.AdamW(others, lr=stage.lr, weight_decay=stage.weight_decay, fused=True))
     if matrices:
-        muon = torch.optim.Muon(
-            matrices, lr=stage.lr, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        muon = torch.optim.Muon(matrices, lr=stage.lr, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw")
         made.append(muon)
     return made
 

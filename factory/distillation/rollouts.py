@@ -37,7 +37,9 @@ def roll_out(drafter: PreTrainedModel, rows: TextBlocks, settings: OnPolicy, see
     limits = Limits(max_new_tokens=settings.new_tokens, eos=eos_token_ids(drafter), context=context)
     requests = [index * len(beginnings) + row for row in range(len(beginnings))]
     noise = Noise(seed + 1, requests, device=str(drafter.device))  # not that of the target's own writing
-    written = autoregressive(EagerReader(drafter), beginnings, Sampling(temperature=settings.temperature), limits, noise)
+    written = autoregressive(
+        EagerReader(drafter), beginnings, Sampling(temperature=settings.temperature), limits, noise
+    )
     return text_blocks([([*one.prompt, *one.tokens], len(one.prompt)) for one in written])
 
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from transformers import PreTrainedModel
 
 from factory.data import TextBlocks
+from factory.decoding.eager import window_of
+from factory.decoding.reader import SLIDING
 from factory.errors import DataError
 
 
@@ -42,19 +45,19 @@ class Laid:
     positions: torch.Tensor  # [B, T] position of each token in its own row
     where: torch.Tensor  # [N] places in ids.flatten() whose next token is an answer's, row after row
     labels: torch.Tensor  # [N] those next tokens
+    packed: bool = False  # several rows in one of B
 
     def to(self, device: torch.device) -> Laid:
         """The same on a device."""
-        return Laid(*(part.to(device) for part in (self.ids, self.positions, self.where, self.labels)))
+        parts = (part.to(device) for part in (self.ids, self.positions, self.where, self.labels))
+        return Laid(*parts, packed=self.packed)
 
 
 def lay(text: TextBlocks, pack: int | None = None) -> Laid:
     """Rows under one another, right-padded; or end to end in blocks of `pack` tokens, first fit, in the order given.
 
-    A token sees only its own row in either (transformers tells packed rows apart by their positions), and
-    padding stands where nothing looks back at it. Raises DataError for a row that is longer than a block.
+    A token sees only its own row in either, and padding stands where nothing looks back at it. Raises DataError for a row that is longer than a block.
     """
-    rows = torch.arange(len(text))
     answers = text.answer_mask
     row, column = answers.nonzero(as_tuple=True)
     labels = text.ids[row, column + 1] if len(row) else torch.zeros(0, dtype=torch.long)
@@ -71,7 +74,32 @@ def lay(text: TextBlocks, pack: int | None = None) -> Laid:
         ids[place, offset : offset + length] = text.ids[number, :length]
         positions[place, offset : offset + length] = torch.arange(length)
     places = torch.tensor(block, dtype=torch.long) * pack + torch.tensor(start, dtype=torch.long)
-    return Laid(ids, positions, places[rows][row] + column, labels)
+    return Laid(ids, positions, places[row] + column, labels, packed=True)
+
+
+def packed_mask(model: PreTrainedModel, positions: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+    """What each token of packed rows sees: its own row, up to itself. [B, 1, T, T], or one for each kind of layer.
+
+    transformers finds packed rows by their positions too, but not in every family (OPT).
+    """
+    row = (positions.diff(prepend=positions[:, :1] - 1) != 1).cumsum(-1)
+    place = torch.arange(positions.shape[1], device=positions.device)
+    seen = (row[:, :, None] == row[:, None, :]) & (place[None, :] <= place[:, None])
+    window = window_of(model)
+    near = seen if window is None else seen & (place[None, :] > place[:, None] - window)
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    if SLIDING in kinds:
+        return {kind: _attended(model, near if kind == SLIDING else seen) for kind in kinds}
+    return _attended(model, near)
+
+
+def _attended(model: PreTrainedModel, seen: torch.Tensor) -> torch.Tensor:
+    """[B, T, T] -> [B, 1, T, T] as the model's attention takes it: bool, or what is added to the scores."""
+    seen = seen.unsqueeze(1)
+    if model.config._attn_implementation != "eager":
+        return seen
+    bias = torch.zeros(seen.shape, dtype=model.dtype, device=seen.device)
+    return bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)
 
 
 def _first_fit(lengths: Sequence[int], pack: int) -> tuple[list[int], list[int]]:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from factory.data import TextBlocks
 from factory.distillation.rows import lay
+from factory.distillation.student import answer_states
 from factory.teacher import Teacher
 from factory.tensors.divergences import forward_kl
 from factory.tensors.positions import divergence_at
@@ -33,8 +34,7 @@ def reference_losses(
         for start in range(0, len(text), READ_ROWS):
             rows = range(start, min(start + READ_ROWS, len(text)))
             laid = lay(text.rows(rows)).to(reference.device)
-            states = reference.base_model(input_ids=laid.ids, position_ids=laid.positions, use_cache=False)
-            hidden = states.last_hidden_state.flatten(0, 1)[laid.where]
+            hidden = answer_states(reference, laid)
             bias = getattr(head, "bias", None)
             found.append(divergence_at(forward_kl, hidden, head.weight, bias, teacher.predictions(rows)).cpu())
             progress(rows.stop, len(text), "the reference reads")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from factory.anatomy import anatomy_of
-from factory.distillation.adapters import add_adapters
-from factory.distillation.rows import Laid
+from factory.distillation.adapters import add_adapters, merge_adapters
+from factory.distillation.rows import Laid, packed_mask
 from factory.tensors.divergences import Term, forward_kl
 from factory.tensors.fused import FusedLoss, fused_loss
 from factory.tensors.positions import divergence_at
@@ -47,10 +49,7 @@ class Student(nn.Module):
         with_overlap: bool = False,
     ) -> FusedLoss:
         """The loss, and each term's weighted sum over positions."""
-        states = self.drafter.base_model(
-            input_ids=laid.ids, position_ids=laid.positions, use_cache=False
-        ).last_hidden_state
-        hidden = states.flatten(0, 1)[laid.where]
+        hidden = answer_states(self.drafter, laid)
         head = self.drafter.get_output_embeddings()
         bias = getattr(head, "bias", None)
         if isinstance(weights, Chosen):
@@ -80,14 +79,27 @@ def _weights_of(
     return weights
 
 
+def answer_states(model: PreTrainedModel, laid: Laid) -> torch.Tensor:  # [N, D]
+    """Final hidden states, after the last norm, where answers are predicted."""
+    mask = packed_mask(model, laid.positions) if laid.packed else None
+    states: torch.Tensor = model.base_model(
+        input_ids=laid.ids, position_ids=laid.positions, attention_mask=mask, use_cache=False
+    ).last_hidden_state
+    return states.flatten(0, 1)[laid.where]
+
+
+def layers_of(model: PreTrainedModel) -> nn.Module:
+    """The list of its layers."""
+    return model.get_submodule(anatomy_of(model.config.to_dict()).layers)
+
+
 def prepare(stage: Distill, drafter: PreTrainedModel, seed: int) -> None:
     """Says what of the drafter moves, in place: all of it but what is frozen; with `lora`, adapters in place of matrices.
 
     The drafter stays in eval mode: no dropout. A head that is tied to the embedding is frozen with it.
     """
     drafter.float().requires_grad_(True)
-    anatomy = anatomy_of(drafter.config.to_dict())
-    layers = drafter.get_submodule(anatomy.layers)
+    layers = layers_of(drafter)
     if stage.lora is not None:
         drafter.requires_grad_(False)
         add_adapters(layers, stage.lora, seed)
@@ -101,18 +113,19 @@ def prepare(stage: Distill, drafter: PreTrainedModel, seed: int) -> None:
         for module in drafter.modules():
             if "norm" in type(module).__name__.lower():
                 module.requires_grad_(False)
-    if stage.gradient_checkpointing:
-        _checkpoint(drafter, layers)
+    if stage.gradient_checkpointing:  # not transformers' own way, which wants training mode and so dropout
+        for layer in layers.children():
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     if stage.compile:
         for layer in layers.children():
             layer.compile(dynamic=True)
 
 
-def _checkpoint(drafter: PreTrainedModel, layers: nn.Module) -> None:
-    """transformers checkpoints layers in training mode only; within them everything stays in eval mode, without dropout."""
-    drafter.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for layer in layers.children():
-        layer.training = True
-        for name, rate in vars(layer).items():
-            if "dropout" in name and isinstance(rate, float):
-                setattr(layer, name, 0.0)
+def release(drafter: PreTrainedModel, stage: Distill) -> None:
+    """The drafter as it was before `prepare`, with what was trained: whole matrices, plain layers, frozen."""
+    if stage.lora is not None:
+        merge_adapters(drafter)
+    if stage.gradient_checkpointing:
+        for layer in layers_of(drafter).children():
+            del layer.forward
+    drafter.requires_grad_(False)

@@ -12,8 +12,6 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
-from factory.anatomy import anatomy_of
-from factory.distillation.adapters import merge_adapters
 from factory.distillation.average import Average
 from factory.distillation.checkpoint import Checkpoint, write_state
 from factory.distillation.judge import Judge
@@ -22,7 +20,7 @@ from factory.distillation.losses import terms_at
 from factory.distillation.optimizers import learning_rate, optimizers_of
 from factory.distillation.parallel import summed, whole, wrap
 from factory.distillation.selection import reference_losses
-from factory.distillation.student import Student, prepare
+from factory.distillation.student import Student, layers_of, prepare, release
 from factory.errors import FactoryError
 from factory.forecast import expected_tokens
 from factory.teacher import CachedTeacher, OnlineTeacher, Teacher
@@ -85,7 +83,11 @@ def _reference(stage: Distill, drafter: PreTrainedModel, given: Given, teacher: 
     if not kept.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         plain = stage.model_copy(update={"select": None, "epochs": stage.select.reference_epochs, "patience": None})
-        inside = replace(given, checkpoint=folder, progress=lambda done, total, what: given.progress(done, total, f"reference: {what}"))
+        inside = replace(
+            given,
+            checkpoint=folder,
+            progress=lambda done, total, what: given.progress(done, total, f"reference: {what}"),
+        )
 
         def train(reference: PreTrainedModel) -> None:
             Training(plain, reference, inside, judge, Lessons(plain, inside, teacher, None, None)).run()
@@ -104,18 +106,15 @@ class Training:
     training ends with the very bits of an undisturbed one, on the same machine.
     """
 
-    def __init__(
-        self, stage: Distill, drafter: PreTrainedModel, given: Given, judge: Judge, lessons: Lessons
-    ) -> None:
+    def __init__(self, stage: Distill, drafter: PreTrainedModel, given: Given, judge: Judge, lessons: Lessons) -> None:
         assert given.text is not None
         self._stage, self._given, self._processes = stage, given, given.processes
         self._drafter, self._judge, self._lessons = drafter, judge, lessons
         self.steps = stage.steps(len(given.text))
         trained = copy.deepcopy(drafter) if given.processes.sharded else drafter
         prepare(stage, trained, given.seed)
-        layers = trained.get_submodule(anatomy_of(trained.config.to_dict()).layers)
         self._trained = trained
-        self._model = wrap(Student(trained), layers, drafter.device, given.processes)
+        self._model = wrap(Student(trained), layers_of(trained), drafter.device, given.processes)
         self._optimizers = optimizers_of(stage, trained)
         self._weights = [weight for weight in trained.parameters() if weight.requires_grad]
         if not self._weights:
@@ -277,9 +276,8 @@ class Training:
                 prefix = "drafter."
                 held = {name.removeprefix(prefix): weight for name, weight in state.items()}
                 self._drafter.float().load_state_dict(held)
-        if self._stage.lora is not None:
-            merge_adapters(self._drafter)
-        self._drafter.requires_grad_(False).eval()
+        if not self._processes.sharded:
+            release(self._drafter, self._stage)
 
 
 def _judged(look: dict[str, Any] | None) -> dict[str, float] | None:

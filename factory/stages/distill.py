@@ -71,7 +71,9 @@ class Distill(TrainingStage):
             faults.append(f"loss: {max(kinds, key=kinds.count)} stands in it twice; give it one weight")
         rolls_out = self.rollouts is not None
         if self.teacher == "cache" and rolls_out:
-            faults.append("teacher: what the drafter will write is in no cache; write `teacher: online`, or no on_policy")
+            faults.append(
+                "teacher: what the drafter will write is in no cache; write `teacher: online`, or no on_policy"
+            )
         if self.pack is not None and rolls_out:
             faults.append("pack: roll-outs cannot be packed; remove pack or on_policy")
         if self.lora is not None and "layers" in self.freeze:
@@ -109,7 +111,12 @@ class Distill(TrainingStage):
         """What a checkpoint must agree in to be gone on from."""
         rows = len(given.text) if given.text is not None else 0
         tokens = int(given.text.length.sum()) if given.text is not None else 0
-        return {"stage": self.model_dump(mode="json"), "version": self.version, "seed": given.seed, "text": [rows, tokens]}
+        return {
+            "stage": self.model_dump(mode="json"),
+            "version": self.version,
+            "seed": given.seed,
+            "text": [rows, tokens],
+        }
 
     def apply(self, drafter: PreTrainedModel, given: Given) -> dict[str, Any]:
         """Train in place, from the last checkpoint where there is one; `drafter` ends in float32, frozen.
