@@ -159,11 +159,11 @@ class TeacherCache:
         self._open: dict[int, tuple[Any, list[int]]] = {}  # by number: the shard, its rows' offsets
 
     @classmethod
-    def open(cls, folder: Path, key: Mapping[str, Any]) -> TeacherCache:
+    def open(cls, folder: Path, key: Mapping[str, Any] | None = None) -> TeacherCache:
         """The finished cache in `folder`, with every entry of `key` as there (`target`, `text`, `dtype`, `temperature`,
         `top_k`; those that are known). Raises DataError where it is of something else, unfinished or damaged."""
         meta = read_meta(folder)
-        require_key(folder, meta["key"], key)
+        require_key(folder, meta["key"], key or {})
         require_files(folder, meta)
         return cls(folder, meta)
 
@@ -172,13 +172,18 @@ class TeacherCache:
         return int(self._meta["rows"])
 
     @property
+    def temperature(self) -> float:
+        """That the predictions were softened by."""
+        return float(self._meta["key"]["temperature"])
+
+    @property
     def facts(self) -> dict[str, Any]:
         """For reports: sizes, and what is left out. `alpha_bound` is at most what it moves a mean overlap by."""
         names = ("rows", "positions", "kept", "bytes", "bytes_per_position")
         bounds = ("mean_tail", "max_tail", "mean_rounding", "alpha_bound")
         full_bytes = 2 * self._meta["vocabulary"]
         return {
-            "temperature": self._meta["key"]["temperature"],
+            "temperature": self.temperature,
             "top_k": self._meta["key"]["top_k"],
             **{name: self._meta[name] for name in names},
             "share_of_full_float16": self._meta["bytes_per_position"] / full_bytes,
@@ -188,15 +193,16 @@ class TeacherCache:
     def rows(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The predictions at the answer positions of those rows of the whole text, row after row.
 
-        Returns ids [N, k] int64, likeliest first; log_p [N, k] float32 and tail [N] float32, which sum to 1. Only
-        these rows are read. Raises DataError where a shard is missing or damaged, IndexError beyond the last row.
+        Returns ids [N, k] int64, likeliest first; log_p [N, k] float16 and tail [N] float32, as they are stored: who
+        computes with them divides by their sum. Only these rows are read. Raises DataError where a shard is missing
+        or damaged, IndexError beyond the last row.
         """
         found = [self._row(int(index)) for index in indices]
         kept = self._meta["kept"]
         ids = torch.cat([torch.empty((0, kept), dtype=torch.int64), *(each.long() for each, _, _ in found)])
         log_p = torch.cat([torch.empty((0, kept), dtype=torch.float16), *(each for _, each, _ in found)])
         tail = torch.cat([torch.empty(0), *(each for _, _, each in found)])
-        return ids, *normalised(log_p, tail)
+        return ids, log_p, tail
 
     def _row(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """One row as stored: [n, k], [n, k], [n]."""

@@ -8,8 +8,8 @@ M is the answer positions of a shard's rows, row after row; row i has those from
 What is kept of a position's p: the k likeliest tokens, their log-probabilities in float16, and the tail, the mass r of
 all other tokens, in float32 and taken from these others, not from the rounded ones. Rounding to float16 moves a
 log-probability by at most 2^-11 of itself, so the kept mass by at most 2^-11 of p's entropy: 1 minus that could be
-negative, and would be mostly noise where r is small. So what is stored is exact where it can be, and the reader makes
-a distribution of it: it divides all k + 1 outcomes by their sum.
+negative, and would be mostly noise where r is small. So what is stored is exact where it can be, and who computes with
+it makes a distribution of it: all k + 1 outcomes are divided by their sum.
 
 What this does to a measured overlap, the sum of min(p, q): the k + 1 outcomes overstate it by at most min(r, q's tail),
 since within the tail the two may share anything from nothing to that; rounding changes it by at most half the sum of
