@@ -1,6 +1,6 @@
 """`factory clean`: remove what only costs time to make again, and nothing else.
 
-Results of stages and written text serve later builds and resumed ones; artifacts and evaluations do
+Results of stages, written text and teacher caches serve later builds and resumed ones; artifacts and evaluations do
 not need them. Artifacts that a new recipe replaced go only when asked for, since their evaluations
 cannot be made again. Prompts from the Hub stay: it may not be there tomorrow.
 """
@@ -15,7 +15,7 @@ from factory.disk import disk_errors
 from factory.errors import FactoryError
 from factory.files import LOCK_FILE, locked
 
-_REMADE = ("stages", "text", "assembling")  # folders of .cache
+_REMADE = ("stages", "text", "teacher", "assembling")  # folders of .cache
 _REPLACED = "replaced"
 
 

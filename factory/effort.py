@@ -14,11 +14,11 @@ from factory.anatomy import BITS
 from factory.edit import Shape
 from factory.files import SHARD_BYTES
 from factory.forecast import step_seconds
-from factory.limits import REMEMBERED_BYTES, SCORED_ROWS
+from factory.limits import CACHE_SHARD_ROWS, LOGITS_BYTES, READ_ROWS, REMEMBERED_BYTES, SCORED_ROWS
 from factory.profile import DeviceProfile
 from factory.prompts import read_prompts
 from factory.recipe import Data
-from factory.stages.base import QuantizingStage, Stage, StructuralStage, TrainingStage
+from factory.stages.base import CacheSettings, QuantizingStage, Stage, StructuralStage, TrainingStage
 
 PROMPT_TOKENS = 256  # taken for prompts that are not on this machine
 CHARACTERS_PER_TOKEN = 4
@@ -27,6 +27,7 @@ TRAINING_EFFICIENCY = 0.5  # taken for the share of a training step that is matr
 DISK_BYTES_PER_S = 0.5e9  # taken for reading, hashing and writing weights
 MASTER_BYTES = 16  # a weight in training: float32 value, gradient, and AdamW's two moments
 CHECKPOINT_BYTES = 2 * 12  # a weight in a checkpoint and in the one that replaces it
+LOGITS_PASSES = 8  # taken for how often float32 logits pass through memory until their top k are known
 COMPARED_BYTES = 2 * 4  # a weight of a quantised drafter's source in float32, and at most as much of one other model
 
 
@@ -43,6 +44,11 @@ class Text:
     def row_tokens(self) -> int:
         """Tokens of one row."""
         return self.prompt_tokens + self.new_tokens
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of one row that are learned."""
+        return self.new_tokens or self.row_tokens
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,26 @@ def writing(text: Text, target: Shape, profile: DeviceProfile, dtype: str) -> Ef
     return Effort(memory, batches * text.new_tokens * step_s + prompts_s, 8 * text.rows * text.row_tokens)
 
 
+def caching(text: Text, settings: CacheSettings, target: Shape, profile: DeviceProfile, dtype: str) -> Effort:
+    """The target reads the text once, and the top k of every answer token are kept: an id, a float16, and the tail.
+
+    2 N operations a token, the logits' way through memory, and the host's part of each forward pass. Memory: weights,
+    the activations of one layer at 34 D bytes a token in half precision, the logits thrice, a shard's rows twice.
+    """
+    answers = text.rows * text.answer_tokens
+    kept = min(settings.top_k, target.head_rows)
+    token_bytes = kept * (2 + (2 if target.head_rows <= 1 << 16 else 4)) + 4
+    stays = answers * token_bytes
+    computing_s = target.step_operations * text.rows * text.row_tokens / profile.peak(dtype)
+    logits_s = LOGITS_PASSES * 4 * answers * target.head_rows / profile.bandwidth_bytes_per_s
+    host_s = math.ceil(text.rows / READ_ROWS) * (target.layers * profile.layer_overhead_s + profile.step_overhead_s)
+    activations = (34 if BITS[dtype] == 16 else 68) * min(READ_ROWS, text.rows) * text.row_tokens * target.hidden
+    logits = 3 * min(LOGITS_BYTES, 4 * answers * target.head_rows)
+    shard = 2 * min(CACHE_SHARD_ROWS, text.rows) * text.answer_tokens * token_bytes
+    memory = target.weight_bytes + activations + logits + shard
+    return Effort(memory, computing_s + logits_s + host_s + stays / DISK_BYTES_PER_S, stays)
+
+
 def effort_of(
     stage: Stage, before: Shape, after: Shape, target: Shape, text: Text | None, profile: DeviceProfile, dtype: str
 ) -> Effort:
@@ -135,21 +161,24 @@ def _training(
     """Forward and backward of the drafter, 6 N T operations, and forward of the target, 2 N T, at half of the peak.
 
     To that AdamW's traffic, 28 bytes a weight and optimizer step, and the host's time: the drafter's
-    layers three times, the target's once. Activations: 34 T D L bytes in half precision, twice that in
-    float32 (Korthikanti et al., arXiv 2205.05198, attention scores not kept).
+    layers three times, the target's once; where a teacher cache is read, the target computes nothing.
+    Activations: 34 T D L bytes in half precision, twice that in float32 (Korthikanti et al., arXiv
+    2205.05198, attention scores not kept).
     """
     epochs = float(getattr(stage, "epochs", 1.0))
     batch, accumulate = int(getattr(stage, "batch", 8)), int(getattr(stage, "accumulate", 1))
     chunk = int(getattr(stage, "chunk", 1024))
     half = BITS[dtype] == 16
     tokens = epochs * text.rows * text.row_tokens
-    remembered = text.rows * (text.new_tokens or text.row_tokens) * target.hidden * BITS[dtype] / 8
-    keeps = epochs > 1 and remembered <= REMEMBERED_BYTES
+    remembered = text.rows * text.answer_tokens * target.hidden * BITS[dtype] / 8
+    keeps = epochs > 1 and remembered <= REMEMBERED_BYTES and stage.cached is None
     read = text.rows * text.row_tokens if keeps else tokens
+    read = read if stage.cached is None else 0
     operations = 3 * drafter.step_operations * tokens + target.step_operations * read
     steps = max(1, round(epochs * text.rows / (batch * accumulate)))
     updates_s = steps * 28 * drafter.parameters / profile.bandwidth_bytes_per_s
-    host_s = steps * accumulate * (3 * drafter.layers + target.layers) * profile.layer_overhead_s
+    reading_layers = target.layers if stage.cached is None else 0
+    host_s = steps * accumulate * (3 * drafter.layers + reading_layers) * profile.layer_overhead_s
     seconds = operations / profile.peak(dtype) / TRAINING_EFFICIENCY + updates_s + host_s + files_s
     activations = (34 if half else 68) * batch * text.row_tokens * drafter.hidden * drafter.layers
     logits = 4 * 4 * min(chunk, batch * text.row_tokens) * target.head_rows

@@ -14,12 +14,13 @@ from typing import Any
 from factory.anatomy import shape_from_config, stored_as
 from factory.disk import free_bytes
 from factory.edit import Shape
-from factory.effort import PROMPT_TOKENS, Effort, effort_of, text_of, writing
+from factory.effort import PROMPT_TOKENS, Effort, caching, effort_of, text_of, writing
 from factory.errors import FactoryError, UnsupportedModel
 from factory.forecast import ALPHAS, LOW_CEILING, Costs, cost_ratio, costs_in_bytes, costs_in_time, served, unpacked
 from factory.hub import hub_config
 from factory.profile import DeviceProfile
 from factory.recipe import HubPrompts, Loaded
+from factory.stages.base import CacheSettings
 from factory.wording import count, seconds, size
 
 WITHOUT_CONFIG = (
@@ -30,12 +31,13 @@ VERIFIED = 4  # the k whose verification is shown
 
 @dataclass(frozen=True)
 class Step:
-    """One line of a forecast: the target, its writing, or a stage; what it is like afterwards."""
+    """One line of a forecast: the target, its writing, its predictions on disk, or a stage; how it is afterwards."""
 
     what: str
     shape: Shape  # as it is stored; what it runs as decides c and the effort
     c_bytes: float
     effort: Effort | None  # None for the target as it is given
+    cache: CacheSettings | None = None  # of the step "teacher"
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,10 @@ def forecast_recipe(
         steps = [Step("target", given, 1.0, None)]
         if text is not None and text.new_tokens and any(stage.needs_text for stage in recipe.stages):
             steps.append(Step("text", given, 1.0, writing(text, target, profile, dtype)))
+        for settings in dict.fromkeys(stage.cached for stage in recipe.stages):
+            if text is not None and settings is not None:
+                effort = caching(text, settings, target, profile, dtype)
+                steps.append(Step("teacher", given, 1.0, effort, settings))
         for index, stage in enumerate(recipe.stages):
             place = loaded.place(index)
             stage.require(config)

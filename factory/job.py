@@ -15,6 +15,8 @@ from factory.errors import UnsupportedModel
 from factory.located import Located
 from factory.provenance import sha256_file, sha256_text
 from factory.recipe import Loaded, Recipe, digests
+from factory.stages import AnyStage
+from factory.teacher_shards import VERSION
 
 Progress = Callable[[int, int, str], None]  # (done, total, what is being done)
 
@@ -43,7 +45,7 @@ class Job:
 
     @property
     def cache(self) -> Path:
-        """Finished stages and written text, by digest."""
+        """Finished stages, written text and teacher caches, by digest."""
         return self.out / ".cache"
 
     @cached_property
@@ -60,6 +62,28 @@ class Job:
                 "target": self.identity,
             }
         return sha256_text(json.dumps(key, sort_keys=True))
+
+    def teacher_key(self, stage: AnyStage) -> dict[str, Any]:
+        """All that decides the teacher cache that a stage reads; empty where it reads none."""
+        settings = stage.cached
+        if settings is None:
+            return {}
+        return {
+            "target": self.identity,
+            "dtype": self.recipe.target.dtype,
+            "text": self.text_digest,
+            "temperature": settings.temperature,
+            "top_k": settings.top_k,
+            "version": VERSION,
+        }
+
+    def teacher_digest(self, stage: AnyStage) -> str:
+        """A hash of that: stages and candidates with an equal one share the cache."""
+        return sha256_text(json.dumps(self.teacher_key(stage), sort_keys=True))
+
+    def teacher_folder(self, stage: AnyStage) -> Path:
+        """Where that cache is kept."""
+        return self.cache / "teacher" / self.teacher_digest(stage)
 
     @cached_property
     def chain(self) -> list[str]:

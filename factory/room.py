@@ -16,6 +16,7 @@ from factory.job import Job, Progress
 from factory.located import Located, require_complete
 from factory.recipe import Loaded
 from factory.tasks import Task, tasks_of, wanted
+from factory.teacher_shards import lying_bytes
 from factory.wording import size
 
 _REMEDY = "to build it all the same, say --yes"
@@ -99,6 +100,10 @@ def _needs(task: Task, job: Job, forecast: Forecast) -> tuple[Effort, float]:
     if task.kind == "text":
         effort = next((step.effort for step in forecast.steps if step.what == "text"), None) or nothing
         return (nothing, 0.0) if _is_written(job) else (effort, effort.disk_bytes)
+    if task.kind == "teacher":
+        asked = job.recipe.stages[task.count - 1].cached
+        effort = next((step.effort for step in forecast.steps if step.cache == asked), None) or nothing
+        return effort, effort.disk_bytes
     step = forecast.steps[len(forecast.steps) - len(job.recipe.stages) + task.count - 1]
     effort = step.effort if task.kind == "stage" and step.effort else nothing
     return effort, step.shape.weight_bytes
@@ -112,9 +117,11 @@ def _is_written(job: Job) -> bool:
 
 
 def _lying_bytes(task: Task, job: Job) -> int:
-    """What an earlier try left of a task: shards of a text, a training stage's checkpoint."""
+    """What an earlier try left of a task: shards of a text or of a teacher cache, a training stage's checkpoint."""
     if task.kind == "text":
         files = list((job.cache / "text" / job.text_digest).glob("shard-*.safetensors"))
+    elif task.kind == "teacher":
+        return lying_bytes(job.teacher_folder(job.recipe.stages[task.count - 1]))
     elif task.kind == "stage":
         folder = job.stage_folder(task.count)
         files = list(folder.with_name(folder.name + ".working").glob("checkpoint.pt"))

@@ -1,7 +1,8 @@
 """A build as a tree of tasks: what candidates share is one task, done once.
 
-The target's text, each distinct prefix of stages, each artifact. Knows what needs what and what is
-already there; how a task is carried out is the workshop's business.
+The target's text, its predictions on it where they are kept, each distinct prefix of stages, each
+artifact. Knows what needs what and what is already there; how a task is carried out is the
+workshop's business.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Literal
 
 from factory.job import Job, is_sound
 from factory.stages import TrainingStage
+from factory.teacher_shards import is_finished
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,9 @@ class Task:
     """One thing to make, for one job and for every other that shares it."""
 
     key: str  # equal for equal work
-    kind: Literal["text", "stage", "artifact"]
+    kind: Literal["text", "teacher", "stage", "artifact"]
     job: int  # index of the first job that wants it
-    count: int = 0  # stages it has behind it, its own counted
+    count: int = 0  # stages it has behind it, its own counted; of a teacher cache: of the stage that reads it
     name: str = ""  # of the artifact
     needs: tuple[str, ...] = ()  # keys of tasks to be done before it
 
@@ -38,7 +40,8 @@ def wanted(job: Job) -> dict[str, int]:
 def tasks_of(jobs: Sequence[Job], missing: Mapping[str, int]) -> list[Task]:
     """What is left to do for the artifacts that are missing, each task after those it needs.
 
-    Results of stages that are there and sound are no task; nor is a text that no such stage would read.
+    Results of stages that are there and sound are no task, nor is a finished teacher cache; nor what no such stage
+    would read.
     """
     tasks: dict[str, Task] = {}
     sound: dict[str, bool] = {}
@@ -59,10 +62,15 @@ def _for_artifact(index: int, job: Job, name: str, count: int, sound: dict[str, 
         if sound[digest]:
             continue
         needs = before
-        if job.recipe.stages[place - 1].needs_text:
+        stage = job.recipe.stages[place - 1]
+        if stage.needs_text:
             text = Task(f"text {job.text_digest}", "text", index)
             yield text
             needs = (*needs, text.key)
+            if stage.cached is not None and not is_finished(job.teacher_folder(stage)):
+                key = f"teacher {job.teacher_digest(stage)}"
+                yield Task(key, "teacher", index, count=place, needs=(text.key,))
+                needs = (*needs, key)
         yield Task(f"stage {digest}", "stage", index, count=place, needs=needs)
         before = (f"stage {digest}",)
     yield Task(f"artifact {name}", "artifact", index, count=count, name=name, needs=before)

@@ -51,6 +51,8 @@ class Bench:
                 self._workshop.turn_to(job)
             if task.kind == "text":
                 self._workshop.write_text()
+            elif task.kind == "teacher":
+                self._workshop.write_teacher(task.count)
             elif task.kind == "stage":
                 self._workshop.run_stage(task.count)
             else:

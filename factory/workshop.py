@@ -1,4 +1,4 @@
-"""Where a build's work is done: the target's text, each stage on the result of the one before, the artifact.
+"""Where a build's work is done: text, teacher cache, each stage on the result of the one before, artifact.
 
 Structural stages pass the checkpoint through tensor by tensor; the target is loaded only where a
 stage runs it.
@@ -31,6 +31,7 @@ from factory.meter import metered
 from factory.profile import load as load_profile
 from factory.provenance import sha256_file
 from factory.stages import AnyStage, Given, QuantizingStage, StructuralStage
+from factory.teacher_cache import TeacherCache, write_cache
 
 
 class Workshop:
@@ -122,6 +123,21 @@ class Workshop:
         training, held_out = split_held_out(kinds, len(rows), data.held_out)
         return rows.rows(training), rows.rows(held_out)
 
+    def write_teacher(self, count: int) -> None:
+        """The teacher cache that stage number `count` reads: of the whole text, whatever is held out of it."""
+        job, stage = self._job, self._job.recipe.stages[count - 1]
+        if stage.cached is None:
+            raise FactoryError(f"stage {stage.kind} reads no teacher cache: nothing is written; report this")
+        self.write_text()
+        write_cache(
+            self.target(),
+            self._texts[job.text_digest],
+            stage.cached,
+            folder=job.teacher_folder(stage),
+            key=job.teacher_key(stage),
+            progress=job.progress,
+        )
+
     def run_stage(self, count: int) -> None:
         """Apply stage number `count` to the result of those before it, and keep the result."""
         job = self._job
@@ -133,7 +149,10 @@ class Workshop:
         shutil.rmtree(working / "model", ignore_errors=True)
         (working / "model").mkdir(parents=True)
         training, held_out = self._split_text() if stage.needs_text else (None, None)
-        given = Given(self.target, training, held_out, job.recipe.seed, working, job.progress)
+        cache = job.teacher_folder(stage) if stage.cached is not None else None
+        if cache is not None:
+            TeacherCache.open(cache, job.teacher_key(stage))  # of this very target and text, and whole
+        given = Given(self.target, training, held_out, job.recipe.seed, working, job.progress, cache)
         with metered(self._device) as taken:
             facts = self._applied(stage, source, working / "model", given)
         if self._target is not None and models.fingerprint(self._target) != self._bits:

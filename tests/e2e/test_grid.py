@@ -21,6 +21,7 @@ from factory.artifact import Artifact, list_artifacts
 from factory.build import build
 from factory.errors import FactoryError, UnsupportedModel
 from factory.recipe import load
+from factory.teacher_cache import TeacherCache
 
 RECIPE = """\
 name: tiny
@@ -112,6 +113,27 @@ def test_what_candidates_share_is_made_once(tiny_folder: Path, tmp_path: Path) -
     said.clear()
     build(load(path), out, lambda _done, _total, what: said.append(what))
     assert said == []
+
+
+@llama
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_teacher_cache_is_written_once_for_all_candidates(tiny_folder: Path, tmp_path: Path, jobs: int) -> None:
+    out = tmp_path / "out"
+    path = recipe(tmp_path, tiny_folder, "stages.0.keep: [1, 2]", "stages.1.lr: [1e-3, 3e-3]")
+    loaded = load(path, ["stages.1.teacher=cache", "stages.1.top_k=8"])
+    said: list[tuple[int, int, str]] = []
+    build(loaded, out, lambda *shown: said.append(shown), jobs=jobs)
+    (folder,) = (out / ".cache" / "teacher").iterdir()
+    cache = TeacherCache.open(folder, {"temperature": 1.0, "top_k": 8})
+    assert len(cache) == 24  # what is held out too
+    assert 0 < cache.facts["alpha_bound"] < 1
+    assert sum(shown[0] == 0 and shown[2].endswith("the teacher reads") for shown in said) == 1
+
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    (folder / "shard-00000.safetensors").write_bytes(b"damaged")
+    build(load(path, ["stages.1.teacher=cache", "stages.1.top_k=8", "stages.1.lr=5e-3", "keep_raw=false"]), out, silent)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before  # made again, byte for byte
+    assert [entry.name for entry in (out / ".cache" / "teacher").iterdir()] == [folder.name]
 
 
 @llama
@@ -212,12 +234,18 @@ def test_after_ctrl_c_the_same_command_goes_on(tiny_folder: Path, tmp_path: Path
 
 @llama
 @pytest.mark.parametrize(
-    ("largest_file", "jobs"),
-    [(600, 1), (40_000, 1), (150_000, 1), (150_000, 2)],
-    ids=["text", "stage", "checkpoint", "checkpoint of a process"],
+    ("largest_file", "jobs", "said", "options"),
+    [
+        (600, 1, "", ()),
+        (40_000, 1, "", ()),
+        (150_000, 1, "", ()),
+        (150_000, 2, "", ()),
+        (150_000, 1, ".cache/teacher/", ("stages.1.teacher=cache", "stages.1.top_k=128")),
+    ],
+    ids=["text", "stage", "checkpoint", "checkpoint of a process", "teacher cache"],
 )
 def test_a_full_disk_is_said_and_nothing_is_lost(
-    tiny_folder: Path, tmp_path: Path, largest_file: int, jobs: int
+    tiny_folder: Path, tmp_path: Path, largest_file: int, jobs: int, said: str, options: tuple[str, ...]
 ) -> None:
     """A limit on the size of files fails where a full disk does: in Python, in safetensors and in torch's writer."""
     path = recipe(tmp_path, tiny_folder, "stages.1.lr: [1e-3, 3e-3]", epochs=3)
@@ -226,10 +254,13 @@ def test_a_full_disk_is_said_and_nothing_is_lost(
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 
-    process = start(path, out, "--jobs", str(jobs), before=limit)
+    sets = [word for option in options for word in ("--set", option)]
+    process = start(path, out, "--jobs", str(jobs), *sets, before=limit)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
     assert errors.count("make room there and run the same command again") == 1
+    assert said in errors
     assert "Traceback" not in errors
     wait_for(lambda: not alive(process.pid))
-    assert hashes(build(load(path), out, silent)) == hashes(build(load(path), tmp_path / "whole", silent))
+    loaded = load(path, options)
+    assert hashes(build(loaded, out, silent)) == hashes(build(loaded, tmp_path / "whole", silent))

@@ -261,6 +261,21 @@ def test_a_recipes_forecast(tmp_path: Path) -> None:
     assert [step["parameters"] for step in record["steps"]] == [step.shape.parameters for step in found.steps]
 
 
+def test_a_teacher_cache_is_a_step_and_spares_the_target_later(tmp_path: Path) -> None:
+    online = forecast(tmp_path)
+    found = forecast(tmp_path, HALF.replace("epochs: 2", "epochs: 2, teacher: cache, top_k: 64"))
+    assert [step.what for step in found.steps] == ["target", "text", "teacher", "drop_layers", "distill"]
+    effort, trained, before = found.steps[2].effort, found.steps[-1].effort, online.steps[-1].effort
+    assert effort is not None and trained is not None and before is not None
+    assert effort.disk_bytes == 1000 * 256 * (64 * 4 + 4)  # 32,000 ids fit into 16 bits
+    assert effort.memory_bytes > found.target.weight_bytes
+    assert effort.seconds > 2 * found.target.parameters * 1000 * 256 / BUILT_IN["h200"].peak("bfloat16")
+    assert trained.seconds < before.seconds and trained.memory_bytes <= before.memory_bytes
+    assert found.disk_bytes == online.disk_bytes + effort.disk_bytes
+    wide = forecast(tmp_path, HALF.replace("epochs: 2", "teacher: cache, top_k: 64"), vocab_size=128_256)
+    assert wide.steps[2].effort is not None and wide.steps[2].effort.disk_bytes == 1000 * 256 * (64 * 6 + 4)
+
+
 def test_files_are_counted_in_the_dtype_that_they_are_stored_in(tmp_path: Path) -> None:
     """A bfloat16 checkpoint computes in float32 on a CPU, and is downloaded and written as it was."""
     recipe = HALF.replace("dtype: bfloat16, ", "")

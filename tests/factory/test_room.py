@@ -119,6 +119,38 @@ def test_a_text_and_a_checkpoint_that_lie_there_count(jobs: list[Job], machine: 
     require([job])
 
 
+def test_a_teacher_cache_is_written_once_for_all_and_counts_what_lies_there(tmp_path: Path, machine: Machine) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("{kind: distill}", "{kind: distill, teacher: cache, top_k: 8}"))
+    located = Located(tmp_path / "target", None)
+    candidates = load(tmp_path / "r.yaml")
+    jobs = [Job(each, located, "id", CONFIG, tmp_path / "out", None, lambda *_: None) for each in candidates]
+    found = forecast_of(jobs[0])
+    text, cached, cut, trained = (int(step.effort.disk_bytes) for step in found.steps[1:] if step.effort)
+    assert cached == 64 * 16 * (8 * 4 + 4)
+    drafter = int(found.drafter.weight_bytes)
+    needed = text + cached + cut + 3 * 2 * drafter + trained - drafter
+    machine(1 << 40, needed)
+    require(jobs)
+    machine(1 << 40, needed - 1)
+    with pytest.raises(FactoryError, match="of disk"):
+        require(jobs)
+    stage = jobs[0].recipe.stages[1]
+    assert len({job.teacher_folder(job.recipe.stages[1]) for job in jobs}) == 1
+    folder = jobs[0].teacher_folder(stage)
+    folder.mkdir(parents=True)
+    (folder / "shard-00000.safetensors").write_bytes(b"x" * 1000)
+    machine(1 << 40, needed - 1000)
+    require(jobs)
+    (folder / "meta.json").write_text('{"key": {}, "files": {"shard-00000.safetensors": 1000}}')  # finished
+    machine(1 << 40, needed - cached)
+    require(jobs)
+    (folder / "shard-00000.safetensors").write_bytes(b"x" * 999)
+    with pytest.raises(FactoryError, match="of disk"):
+        require(jobs)
+
+
 def test_processes_at_once_each_need_their_memory(jobs: list[Job], machine: Machine) -> None:
     peak = int(forecast_of(jobs[0]).peak_memory_bytes) + 1
     machine(peak, 1 << 40)
