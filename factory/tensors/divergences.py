@@ -67,7 +67,7 @@ def total_variation(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     """1 - sum_i min(p_i, q_i), computed as sum_i max(p_i - q_i, 0): the probability that a guess is rejected."""
     q = log_q.exp()
     missing = log_p.exp().sub_(q).clamp_(min=0)
-    return missing.sum(-1), q.mul_(missing > 0).neg_()
+    return missing.sum(-1), q.mul_(missing.sign_()).neg_()
 
 
 def total_variation_plus_plus(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,11 +84,13 @@ def total_variation_plus_plus(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Ten
     """
     q = log_q.exp()
     missing = log_p.exp().sub_(q).clamp_(min=0)
-    value, rewarded = missing.sum(-1), missing > 0
-    mean = torch.mul(q, rewarded, out=missing).sum(-1, keepdim=True)
-    rest = torch.sub(q, missing, out=missing).sum(-1, keepdim=True)  # 1 - mean, without cancellation
+    value = missing.sum(-1)
+    rewarded = missing.sign_().mul_(q)  # q_i r_i
+    mean = rewarded.sum(-1, keepdim=True)
+    others = q.sub_(rewarded)
+    rest = others.sum(-1, keepdim=True)  # 1 - mean, without cancellation
     deviation = (mean * rest).clamp_(min=torch.finfo(q.dtype).tiny).sqrt_()
-    return value, q.mul_(torch.where(rewarded, -rest / deviation, mean / deviation))
+    return value, rewarded.mul_(-rest / deviation).addcmul_(others, mean / deviation)
 
 
 def negative_log_acceptance(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
