@@ -8,7 +8,6 @@ without torch, so that a build with nothing to do is over at once; the work itse
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -19,12 +18,11 @@ from factory.anatomy import shape_from_config
 from factory.artifact import Artifact
 from factory.disk import DiskError, disk_errors
 from factory.errors import ArtifactError, FactoryError, ModelError, RecipeError, UnsupportedModel
-from factory.files import locked, write_atomically
+from factory.files import locked
 from factory.job import Job, Progress, shapes_of
 from factory.located import locate, model_identity, read_config, require_complete
-from factory.prompts import load_dataset_prompts, read_prompts
-from factory.provenance import sha256_text
-from factory.recipe import Loaded, Recipe
+from factory.prompts import Entry
+from factory.recipe import Loaded
 from factory.room import require_room, require_room_for_download
 from factory.tasks import Task, tasks_of, wanted, wanting
 from factory.workers import carry_out
@@ -76,13 +74,14 @@ def _jobs(candidates: Sequence[Loaded], out: Path, progress: Progress) -> list[J
     _require_same_sizes(candidates, config)
     require_complete(located.folder)
     identity = model_identity(located.folder, out / ".cache" / "identity.json")
-    texts: dict[str, list[str] | None] = {}  # read once: candidates share the very list
+    entries: dict[str, list[Entry] | None] = {}  # read once: candidates share the very list
     jobs = []
     for loaded in candidates:
-        key = loaded.recipe.data.model_dump_json(include={"prompts"}) if loaded.recipe.data else ""
-        if key not in texts:
-            texts[key] = _prompt_texts(loaded.recipe, out / ".cache")
-        jobs.append(Job(loaded, located, identity, config, out, texts[key], progress))
+        data = loaded.recipe.data
+        key = data.model_dump_json(include={"prompts"}) if data else ""
+        if key not in entries:
+            entries[key] = data.entries(out / ".cache" / "prompts") if data else None
+        jobs.append(Job(loaded, located, identity, config, out, entries[key], progress))
     return jobs
 
 
@@ -120,21 +119,6 @@ def _require_possible(candidates: Sequence[Loaded], config: dict[str, Any]) -> N
         raise UnsupportedModel("\n".join(faults))
 
 
-def _prompt_texts(recipe: Recipe, cache: Path) -> list[str] | None:
-    data = recipe.data
-    if data is None or data.prompts == "bos":
-        return None
-    if isinstance(data.prompts, str):
-        return read_prompts(Path(data.prompts))
-    source = data.prompts
-    stored = cache / "prompts" / f"{sha256_text(source.model_dump_json())}.json"
-    if not stored.is_file():  # read once: the Hub is neither quick nor always there
-        texts = load_dataset_prompts(source.dataset, source.split, source.column, source.samples)
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(stored, json.dumps(texts))
-    return [str(text) for text in json.loads(stored.read_text(encoding="utf-8"))]
-
-
 def _complete(folder: Path, digest: str) -> Artifact | None:
     """The finished artifact of that digest, verified, or None."""
     if not (folder / "manifest.json").is_file():
@@ -159,7 +143,7 @@ def _require_first_tokens(jobs: Sequence[Job]) -> None:
     from factory.special_tokens import special_tokens
 
     found = special_tokens(writing[0].located.folder)
-    begins = next((job for job in writing if job.prompt_texts is None), None)
+    begins = next((job for job in writing if job.entries is None), None)
     if begins is not None and found.first is None:
         place = begins.loaded.document.place(("data", "prompts"))
         raise ModelError(

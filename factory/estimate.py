@@ -19,7 +19,8 @@ from factory.errors import FactoryError, UnsupportedModel
 from factory.forecast import ALPHAS, LOW_CEILING, Costs, cost_ratio, costs_in_bytes, costs_in_time, served, unpacked
 from factory.hub import hub_config
 from factory.profile import DeviceProfile
-from factory.recipe import HubPrompts, Loaded
+from factory.recipe import Loaded
+from factory.sources import HubPrompts
 from factory.wording import count, seconds, size
 
 WITHOUT_CONFIG = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,20 @@ from factory import __version__, models, provenance
 from factory.anatomy import shape_from_config, stored_as, stored_dtype
 from factory.artifact import Artifact, write_manifest
 from factory.carving import carve_folder, copy_beside
-from factory.data import TextBlocks, encode_prompts, split_held_out, text_blocks, write_text
+from factory.data import Corpus, TextBlocks, corpus, split_held_out
 from factory.edit import Edit
+from factory.encoding import Encoder, Prompts
 from factory.errors import DataError, FactoryError
 from factory.estimate import forecast_recipe
 from factory.files import readable, write_atomically
-from factory.job import Job
+from factory.job import FACTS, Job
 from factory.located import model_identity, read_config
 from factory.meter import metered
 from factory.profile import load as load_profile
 from factory.provenance import sha256_file
+from factory.scribe import write_text
+from factory.sources import Data
+from factory.special_tokens import special_tokens
 from factory.stages import AnyStage, Given, QuantizingStage, StructuralStage
 
 
@@ -41,8 +45,7 @@ class Workshop:
         self._target: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._bits = 0  # the target's fingerprint when it was loaded
-        self._texts: dict[str, TextBlocks] = {}  # by digest; one is kept
-        self._encoded: dict[str, list[list[int]]] = {}  # prompts by the same digest; one is kept
+        self._texts: dict[str, Corpus] = {}  # by digest; one is kept
         self._job = job
 
     def turn_to(self, job: Job) -> None:
@@ -68,59 +71,72 @@ class Workshop:
         if digest not in self._texts:
             self._texts = {digest: self._text()}
 
-    def _text(self) -> TextBlocks:
-        recipe = self._job.recipe
-        data = recipe.data
+    def _text(self) -> Corpus:
+        """The text, and what is known of it written down beside it: that is there when all of it is."""
+        job, data = self._job, self._data()
+        if data.written_by == "none":
+            given = self._encoder().rows(job.entries or [], job.shapes[0].context)
+            if not given.rows:
+                raise DataError(
+                    f"data.prompts: none of {given.facts['left_out']} rows fits into the target's context of "
+                    f"{job.shapes[0].context} tokens; give shorter ones"
+                )
+            made, facts = corpus(given.rows, given.prompt), given.facts
+        else:
+            prompts = self._prompts(data.max_new_tokens)
+            facts = prompts.facts
+            made = write_text(
+                self.target,
+                prompts.ids,
+                samples=data.texts(len(prompts.ids)),
+                temperature=data.temperature,
+                top_k=data.top_k,
+                top_p=data.top_p,
+                max_new_tokens=data.max_new_tokens,
+                batch=data.batch,
+                seed=job.recipe.seed,
+                folder=job.text_folder,
+                progress=job.progress,
+            )
+        made = replace(made, facts={**facts, **made.facts})
+        job.text_folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(job.text_folder / FACTS, json.dumps(made.facts, indent=1))
+        return made
+
+    def _data(self) -> Data:
+        data = self._job.recipe.data
         if data is None:
             raise DataError("the recipe has no `data` section, and a stage needs text")
-        prompts = self._prompts()
-        if data.written_by == "none":
-            return text_blocks([(ids, 1) for ids in prompts])
-        return write_text(
-            self.target,
-            prompts,
-            samples=data.texts,
-            temperature=data.temperature,
-            max_new_tokens=data.max_new_tokens,
-            batch=data.batch,
-            seed=recipe.seed,
-            folder=self._job.cache / "text" / self._job.text_digest,
-            progress=self._job.progress,
-        )
+        return data
 
-    def _prompts(self) -> list[list[int]]:
-        digest = self._job.text_digest
-        if digest not in self._encoded:
-            self._encoded = {digest: self._encode()}
-        return self._encoded[digest]
-
-    def _encode(self) -> list[list[int]]:
-        data = self._job.recipe.data
-        if data is None or self._job.prompt_texts is None:
-            return [[models.first_token_id(self.target())]]
-        if self._tokenizer is None:
-            self._tokenizer = models.load_tokenizer(self._job.located.folder)
-        written = 0 if data.written_by == "none" else data.max_new_tokens
-        prompts, left_out = encode_prompts(
-            self._tokenizer, self._job.prompt_texts, self._job.shapes[0].context - written
-        )
-        if not prompts:
+    def _prompts(self, written: int) -> Prompts:
+        """What the target continues, `written` tokens long at most."""
+        job = self._job
+        if job.entries is None:
+            return Prompts([[models.first_token_id(self.target())]], {"prompts": 1})
+        prompts = self._encoder().prompts(job.entries, job.shapes[0].context - written)
+        if not prompts.ids:
             raise DataError(
-                f"data.prompts: none of {left_out} prompts leaves room for {written} new tokens in the target's "
-                "context; give shorter prompts or a smaller max_new_tokens"
+                f"data.prompts: none of {prompts.facts['left_out']} prompts leaves room for {written} new tokens in "
+                "the target's context; give shorter prompts or a smaller max_new_tokens"
             )
         return prompts
 
+    def _encoder(self) -> Encoder:
+        job = self._job
+        if self._tokenizer is None:
+            self._tokenizer = models.load_tokenizer(job.located.folder)
+        ends = special_tokens(job.located.folder).ends
+        own = self._tokenizer.eos_token_id
+        eos = own if own in ends else min(ends, default=own)
+        return Encoder(self._tokenizer, vocabulary=job.shapes[0].embedding_rows, eos=eos)
+
     def _split_text(self) -> tuple[TextBlocks, TextBlocks]:
         """(training, held out), split before anything is seen."""
-        data = self._job.recipe.data
         self.write_text()
-        rows = self._texts[self._job.text_digest]
-        if data is None:
-            raise DataError("the recipe has no `data` section, and a stage needs text")
-        kinds = len(rows) if self._job.prompt_texts is None else len(self._prompts())
-        training, held_out = split_held_out(kinds, len(rows), data.held_out)
-        return rows.rows(training), rows.rows(held_out)
+        text = self._texts[self._job.text_digest]
+        training, held_out = split_held_out(text.prompt, self._data().held_out)
+        return text.rows.rows(training), text.rows.rows(held_out)
 
     def run_stage(self, count: int) -> None:
         """Apply stage number `count` to the result of those before it, and keep the result."""
@@ -222,6 +238,7 @@ class Workshop:
             "target_shape": asdict(job.shapes[0]),
             "shape": asdict(shape),
             "facts": facts,
+            "text": job.text_facts() if any(stage.needs_text for stage in job.recipe.stages[:count]) else None,
             "seed": job.recipe.seed,
             "factory_version": __version__,
             "git_sha": provenance.git_sha(),

@@ -209,7 +209,8 @@ def test_files_that_are_not_there_are_told_all_at_once(recipe_file: Callable[[st
     assert str(caught.value).splitlines() == [
         f"{path}:3: target.model: {folder / 'empty'} holds no config.json; name a Hugging Face model folder",
         f"{path}:4: target.config: no such file: looked for {folder / 'sizes.json'} or {Path.cwd() / 'sizes.json'}",
-        f"{path}:6: data.prompts: must be `bos`, a .txt or .jsonl file, or {{dataset, split, column}}",
+        f"{path}:6: data.prompts: must be `bos`, a .txt, .jsonl or .parquet file, {{dataset, split, column}} or "
+        "{file, column}",
     ]
 
 
