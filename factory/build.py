@@ -8,7 +8,6 @@ without torch, so that a build with nothing to do is over at once; the work itse
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -19,12 +18,12 @@ from factory.anatomy import shape_from_config
 from factory.artifact import Artifact
 from factory.disk import DiskError, disk_errors
 from factory.errors import ArtifactError, FactoryError, ModelError, RecipeError, UnsupportedModel
-from factory.files import locked, write_atomically
+from factory.files import locked
 from factory.job import Job, Progress, shapes_of
 from factory.located import locate, model_identity, read_config, require_complete
-from factory.prompts import load_dataset_prompts, read_prompts
-from factory.provenance import sha256_text
-from factory.recipe import Loaded, Recipe
+from factory.processes import Processes, launched
+from factory.prompts import Entry
+from factory.recipe import Loaded
 from factory.room import require_room, require_room_for_download
 from factory.tasks import Task, tasks_of, wanted, wanting
 from factory.workers import carry_out
@@ -43,6 +42,11 @@ def build(
     DiskError) with all that is finished kept for the next try; what can be known is refused before
     anything is begun, and so is what is forecast not to fit into this machine, unless it is built `anyway`.
     """
+    together = launched()
+    if together.world > 1 and jobs > 1:
+        raise FactoryError(f"--jobs {jobs} within {together.world} launched processes: give one of the two")
+    if not together.first:
+        return _followed(together)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         with locked(out) as lock:
@@ -61,10 +65,24 @@ def build(
                 tasks = tasks_of(made, missing)
                 if not anyway:
                     require_room(tasks, made, jobs)
-                failures = carry_out(tasks, made, progress, jobs, lock)
+                together.told(([replace(job, progress=_silent) for job in made], tasks))
+                failures = carry_out(tasks, made, progress, jobs, lock, together)
                 _raise(failures, tasks, several=len(made) > 1)
                 finished |= {name: Artifact.open(out / name) for name in missing}
+            else:
+                together.told(([], []))
             return [artifact for artifact in finished.values() if artifact is not None]
+
+
+def _followed(together: Processes) -> list[Artifact]:
+    """Take part in what the first process has found to be left to do. The artifacts are its own to tell of."""
+    made, tasks = together.told(None)
+    carry_out(tasks, made, _silent, 1, None, together)
+    return []
+
+
+def _silent(_done: int, _total: int, _what: str) -> None:
+    pass
 
 
 def _jobs(candidates: Sequence[Loaded], out: Path, progress: Progress) -> list[Job]:
@@ -76,13 +94,14 @@ def _jobs(candidates: Sequence[Loaded], out: Path, progress: Progress) -> list[J
     _require_same_sizes(candidates, config)
     require_complete(located.folder)
     identity = model_identity(located.folder, out / ".cache" / "identity.json")
-    texts: dict[str, list[str] | None] = {}  # read once: candidates share the very list
+    entries: dict[str, list[Entry] | None] = {}  # read once: candidates share the very list
     jobs = []
     for loaded in candidates:
-        key = loaded.recipe.data.model_dump_json(include={"prompts"}) if loaded.recipe.data else ""
-        if key not in texts:
-            texts[key] = _prompt_texts(loaded.recipe, out / ".cache")
-        jobs.append(Job(loaded, located, identity, config, out, texts[key], progress))
+        data = loaded.recipe.data
+        key = data.model_dump_json(include={"prompts"}) if data else ""
+        if key not in entries:
+            entries[key] = data.entries(out / ".cache" / "prompts") if data else None
+        jobs.append(Job(loaded, located, identity, config, out, entries[key], progress))
     return jobs
 
 
@@ -120,21 +139,6 @@ def _require_possible(candidates: Sequence[Loaded], config: dict[str, Any]) -> N
         raise UnsupportedModel("\n".join(faults))
 
 
-def _prompt_texts(recipe: Recipe, cache: Path) -> list[str] | None:
-    data = recipe.data
-    if data is None or data.prompts == "bos":
-        return None
-    if isinstance(data.prompts, str):
-        return read_prompts(Path(data.prompts))
-    source = data.prompts
-    stored = cache / "prompts" / f"{sha256_text(source.model_dump_json())}.json"
-    if not stored.is_file():  # read once: the Hub is neither quick nor always there
-        texts = load_dataset_prompts(source.dataset, source.split, source.column, source.samples)
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(stored, json.dumps(texts))
-    return [str(text) for text in json.loads(stored.read_text(encoding="utf-8"))]
-
-
 def _complete(folder: Path, digest: str) -> Artifact | None:
     """The finished artifact of that digest, verified, or None."""
     if not (folder / "manifest.json").is_file():
@@ -159,7 +163,7 @@ def _require_first_tokens(jobs: Sequence[Job]) -> None:
     from factory.special_tokens import special_tokens
 
     found = special_tokens(writing[0].located.folder)
-    begins = next((job for job in writing if job.prompt_texts is None), None)
+    begins = next((job for job in writing if job.entries is None), None)
     if begins is not None and found.first is None:
         place = begins.loaded.document.place(("data", "prompts"))
         raise ModelError(

@@ -1,37 +1,32 @@
-"""Text as token blocks. Lets the target write the text that a drafter learns from.
+"""Text as token blocks: which tokens are answers, which rows are equal, which are held out.
 
-A drafter is judged on what the target would write, so that is what it must learn: text of other
-origin teaches it to predict tokens that it will never be asked for. What is written is kept in
-shards, one a batch, each a pure function of (target, prompts, settings, seed): a killed run goes on
-after its last shard.
+A drafter is judged on what the target would write, so that is what it must learn; whether a row was
+written by the target (`scribe`) or given as it is (`encoding`) is not known here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from factory.decoding.decoder import Limits, autoregressive
-from factory.decoding.eager import EagerReader
-from factory.decoding.sampling import Noise, Sampling
-from factory.models import context_length, eos_token_ids
+from factory.errors import DataError
 
-Progress = Callable[[int, int, str], None]
+Spans = Sequence[tuple[int, int]]  # [start, end) of each answer
+Row = tuple[Sequence[int], int | Spans]  # token ids, and the answers in them: from a position to the end, or spans
 
 
 @dataclass(frozen=True)
 class TextBlocks:
-    """Rows of token ids with their prompts marked."""
+    """Rows of token ids with their answers marked."""
 
     ids: torch.Tensor  # [N, T] int64, right-padded with 0
     length: torch.Tensor  # [N] real tokens
-    answer_from: torch.Tensor  # [N] index of the first token that is not prompt
+    answer: torch.Tensor  # [N, T] bool: the token belongs to an answer
+    index: torch.Tensor  # [N] int64: which row of the whole text each one is
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -43,81 +38,96 @@ class TextBlocks:
 
     @property
     def answer_mask(self) -> torch.Tensor:  # [N, T] bool
-        """Positions whose *next* token belongs to the answer: those whose prediction is learned."""
-        position = torch.arange(self.ids.shape[1])[None, :] + 1
-        return (position >= self.answer_from[:, None]) & (position < self.length[:, None])
+        """Positions whose *next* token belongs to an answer: those whose prediction is learned."""
+        mask = torch.zeros_like(self.answer)
+        mask[:, :-1] = self.answer[:, 1:]
+        return mask
 
     def rows(self, indices: Sequence[int]) -> TextBlocks:
         """Those rows, trimmed to the longest of them."""
         chosen = torch.as_tensor(list(indices), dtype=torch.long)
         length = self.length[chosen]
         longest = int(length.max()) if len(chosen) else 0
-        return TextBlocks(self.ids[chosen, :longest], length, self.answer_from[chosen])
+        return TextBlocks(self.ids[chosen, :longest], length, self.answer[chosen, :longest], self.index[chosen])
 
 
-def text_blocks(rows: Sequence[tuple[Sequence[int], int]]) -> TextBlocks:
-    """Pads (ids, answer_from) rows into one block."""
+def text_blocks(rows: Sequence[Row]) -> TextBlocks:
+    """Pads rows into one block, and numbers them."""
     length = torch.tensor([len(ids) for ids, _ in rows], dtype=torch.long)
     ids = torch.zeros((len(rows), int(length.max()) if rows else 0), dtype=torch.long)
-    for row, (tokens, _) in enumerate(rows):
-        ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
-    return TextBlocks(ids, length, torch.tensor([start for _, start in rows], dtype=torch.long))
+    answer = torch.zeros(ids.shape, dtype=torch.bool)
+    for number, (tokens, answers) in enumerate(rows):
+        ids[number, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+        for start, end in spans_of(answers, len(tokens)):
+            answer[number, start:end] = True
+    return TextBlocks(ids, length, answer, torch.arange(len(rows)))
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], room: int) -> tuple[list[list[int]], int]:
-    """Token ids of the prompts that leave room in a context of `room` tokens, and how many did not."""
-    encoded = [list(ids) for ids in tokenizer(list(texts))["input_ids"]]
-    fitting = [ids for ids in encoded if 0 < len(ids) <= room]
-    return fitting, len(encoded) - len(fitting)
+def spans_of(answers: int | Spans, length: int) -> Spans:
+    """A row's answers as spans."""
+    return [(answers, length)] if isinstance(answers, int) else answers
 
 
-def split_held_out(prompts: int, samples: int, share: float) -> tuple[list[int], list[int]]:
-    """Sample indices for training and held out. Sample i is written on prompt i % prompts.
+def token_key(ids: Sequence[int]) -> bytes:
+    """Equal for equal token ids, and short."""
+    return hashlib.blake2b(array("q", ids).tobytes(), digest_size=16).digest()
 
-    Split by prompt, so that no held-out text begins like one trained on; by sample where there is
-    but one prompt (`bos`).
+
+@dataclass(frozen=True)
+class Corpus:
+    """A whole text: distinct rows, each with an answer."""
+
+    rows: TextBlocks
+    prompt: tuple[int, ...]  # [N] which prompt each row is of
+    facts: dict[str, int]  # counts, for records: `rows`, `tokens`, `answer_tokens`, what was dropped and why
+
+
+def corpus(rows: Sequence[Row], prompts: Sequence[int]) -> Corpus:
+    """The text without rows that say what an earlier one says, and without those that answer nothing.
+
+    `prompts` says which prompt each row is of. A prediction is learned where the token before it is in
+    the row, so an answer of a row's first token is none. Raises DataError where nothing is left.
     """
-    kinds = min(prompts, samples) if prompts > 1 else samples
-    held = min(kinds - 1, max(1, round(share * kinds))) if share > 0 and kinds > 1 else 0
-    training = [i for i in range(samples) if i % kinds < kinds - held]
-    return training, [i for i in range(samples) if i % kinds >= kinds - held]
+    kept: list[Row] = []
+    of: list[int] = []
+    seen: set[bytes] = set()
+    unanswered = duplicates = 0
+    for row, prompt in zip(rows, prompts, strict=True):
+        ids, answers = row
+        key = token_key(ids)
+        if not any(end > max(start, 1) for start, end in spans_of(answers, len(ids))):
+            unanswered += 1
+        elif key in seen:
+            duplicates += 1
+        else:
+            seen.add(key)
+            kept.append(row)
+            of.append(prompt)
+    if not kept:
+        raise DataError(
+            f"data: of {len(rows)} rows none has an answer to learn from; give conversations in which the assistant "
+            "speaks, or `written_by: target`"
+        )
+    block = text_blocks(kept)
+    facts = {
+        "duplicate_rows": duplicates,
+        "rows_without_answer": unanswered,
+        "rows": len(kept),
+        "tokens": int(block.length.sum()),
+        "answer_tokens": int(block.answer_mask.sum()),
+    }
+    return Corpus(block, tuple(of), facts)
 
 
-def write_text(
-    target: Callable[[], PreTrainedModel],
-    prompts: Sequence[Sequence[int]],
-    *,
-    samples: int,
-    temperature: float,
-    max_new_tokens: int,
-    batch: int,
-    seed: int,
-    folder: Path,
-    progress: Progress,
-) -> TextBlocks:
-    """The target's own continuations: sample i continues prompt i % len(prompts). Kept in `folder`.
+def split_held_out(prompts: Sequence[int], share: float) -> tuple[list[int], list[int]]:
+    """Rows for training and held out, where prompts[i] is the prompt of row i: the last prompts to appear are held out.
 
-    The target is asked for only where something is left to write.
+    Split by prompt, so that no held-out text begins like one trained on; by row where there is but one
+    prompt (`bos`).
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    rows: list[tuple[Sequence[int], int]] = []
-    progress(0, samples, "the target writes")
-    for start in range(0, samples, batch):
-        chosen = range(start, min(start + batch, samples))
-        shard = folder / f"shard-{start // batch:05d}.safetensors"
-        if not shard.is_file():
-            given = [list(prompts[i % len(prompts)]) for i in chosen]
-            model = target()
-            limits = Limits(max_new_tokens=max_new_tokens, eos=eos_token_ids(model), context=context_length(model))
-            noise = Noise(seed, list(chosen), device=str(model.device))
-            outputs = autoregressive(EagerReader(model), given, Sampling(temperature=temperature), limits, noise)
-            block = text_blocks([([*output.prompt, *output.tokens], len(output.prompt)) for output in outputs])
-            partial = shard.with_suffix(".partial")
-            tensors: dict[str, Any] = {"ids": block.ids, "length": block.length, "answer_from": block.answer_from}
-            save_file(tensors, partial)
-            partial.replace(shard)
-        stored = load_file(shard)
-        lengths, starts = stored["length"].tolist(), stored["answer_from"].tolist()
-        rows += [(ids[:n], a) for ids, n, a in zip(stored["ids"].tolist(), lengths, starts, strict=True)]
-        progress(len(rows), samples, "the target writes")
-    return text_blocks(rows)
+    order = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    kinds = [order[prompt] for prompt in prompts] if len(order) > 1 else list(range(len(prompts)))
+    count = max(kinds, default=-1) + 1
+    held = min(count - 1, max(1, round(share * count))) if share > 0 and count > 1 else 0
+    training = [row for row, kind in enumerate(kinds) if kind < count - held]
+    return training, [row for row, kind in enumerate(kinds) if kind >= count - held]

@@ -16,7 +16,7 @@ from factory.effort import effort_of, text_of, writing
 from factory.errors import UnsupportedModel
 from factory.forecast import LOW_CEILING, costs_in_time, served
 from factory.profile import DeviceProfile
-from factory.recipe import Data
+from factory.sources import Data
 from factory.stages import Distill, Gptq
 
 # (share of the layers that stay, held-out overlap): the shipped target's drafters of 1, 2, 5 and 10 of 20 layers, each

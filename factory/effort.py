@@ -14,11 +14,11 @@ from factory.anatomy import BITS
 from factory.edit import Shape
 from factory.files import SHARD_BYTES
 from factory.forecast import step_seconds
+from factory.given import CacheSettings
 from factory.limits import CACHE_SHARD_ROWS, LOGITS_BYTES, READ_ROWS, REMEMBERED_BYTES, SCORED_ROWS
 from factory.profile import DeviceProfile
-from factory.prompts import read_prompts
-from factory.recipe import Data
-from factory.stages.base import CacheSettings, QuantizingStage, Stage, StructuralStage, TrainingStage
+from factory.sources import BOS, UNASKED_TEXTS, Data, HubPrompts
+from factory.stages.base import QuantizingStage, Stage, StructuralStage, TrainingStage
 
 PROMPT_TOKENS = 256  # taken for prompts that are not on this machine
 CHARACTERS_PER_TOKEN = 4
@@ -63,20 +63,22 @@ class Effort:
 def text_of(data: Data | None) -> Text | None:
     """Sizes of a recipe's text. Every row is taken to be written to its full length.
 
-    Prompts in a file are measured, at 4 characters a token; those on the Hub are taken for 256 tokens.
+    What is in a file is measured, at 4 characters a token; prompts of a dataset are taken for 256 tokens.
     """
     if data is None:
         return None
-    rows, prompt = data.texts, PROMPT_TOKENS
-    if data.prompts == "bos":
-        prompt = 1
-    elif isinstance(data.prompts, str):
-        texts = read_prompts(Path(data.prompts))
-        prompt = max(1, sum(map(len, texts)) // (CHARACTERS_PER_TOKEN * len(texts)))
-        rows = rows if data.written_by == "target" else len(texts)
-    elif data.written_by == "none":
-        rows = data.prompts.samples or rows  # what a dataset of unknown length holds is not known
-    return Text(rows, prompt, data.max_new_tokens if data.written_by == "target" else 0, data.batch)
+    written = data.written_by == "target"
+    source = data.prompts
+    if isinstance(source, HubPrompts):  # how many rows a dataset of unknown length has is not known
+        rows, prompt = data.texts() if written else source.samples or UNASKED_TEXTS, PROMPT_TOKENS
+    elif source == BOS:
+        rows, prompt = data.texts(1), 1
+    else:
+        entries = data.entries(Path()) or []
+        rows = data.texts(len(entries)) if written else len(entries)
+        characters = sum(entry.characters(prompt=written) for entry in entries)
+        prompt = max(1, characters // (CHARACTERS_PER_TOKEN * len(entries)))
+    return Text(rows, prompt, data.max_new_tokens if written else 0, data.batch)
 
 
 def writing(text: Text, target: Shape, profile: DeviceProfile, dtype: str) -> Effort:
@@ -93,7 +95,7 @@ def writing(text: Text, target: Shape, profile: DeviceProfile, dtype: str) -> Ef
     prompts_s = target.step_operations * text.rows * text.prompt_tokens / profile.peak(dtype)
     logits = 3 * 4 * text.batch * target.head_rows
     memory = target.weight_bytes + text.batch * text.row_tokens * cache + logits
-    return Effort(memory, batches * text.new_tokens * step_s + prompts_s, 8 * text.rows * text.row_tokens)
+    return Effort(memory, batches * text.new_tokens * step_s + prompts_s, 4 * text.rows * text.row_tokens)
 
 
 def caching(text: Text, settings: CacheSettings, target: Shape, profile: DeviceProfile, dtype: str) -> Effort:

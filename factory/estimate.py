@@ -17,10 +17,11 @@ from factory.edit import Shape
 from factory.effort import PROMPT_TOKENS, Effort, caching, effort_of, text_of, writing
 from factory.errors import FactoryError, UnsupportedModel
 from factory.forecast import ALPHAS, LOW_CEILING, Costs, cost_ratio, costs_in_bytes, costs_in_time, served, unpacked
+from factory.given import CacheSettings
 from factory.hub import hub_config
 from factory.profile import DeviceProfile
-from factory.recipe import HubPrompts, Loaded
-from factory.stages.base import CacheSettings
+from factory.recipe import Loaded
+from factory.sources import HubPrompts
 from factory.wording import count, seconds, size
 
 WITHOUT_CONFIG = (

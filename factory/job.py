@@ -13,10 +13,14 @@ from factory.anatomy import shape_from_config, stored_as
 from factory.edit import Shape
 from factory.errors import UnsupportedModel
 from factory.located import Located
+from factory.prompts import Entry
 from factory.provenance import sha256_file, sha256_text
 from factory.recipe import Loaded, Recipe, digests
 from factory.stages import AnyStage
 from factory.teacher_shards import VERSION
+
+FACTS = "facts.json"  # beside a text: what is known of it, written when all of it is there
+TEXT_VERSION = 2  # raised when equal prompts and settings make another text
 
 Progress = Callable[[int, int, str], None]  # (done, total, what is being done)
 
@@ -30,7 +34,7 @@ class Job:
     identity: str  # of the target's weights
     config: dict[str, Any]  # the target's
     out: Path
-    prompt_texts: list[str] | None  # None where the target begins from its first token
+    entries: list[Entry] | None  # the prompts; None where the target begins from its first token
     progress: Progress
 
     @property
@@ -55,8 +59,9 @@ class Job:
         key: dict[str, Any] | None = None
         if data is not None:
             key = {
+                "version": TEXT_VERSION,
                 "data": data.model_dump(exclude={"prompts", "held_out"}),
-                "prompts": sha256_text(json.dumps(self.prompt_texts)),
+                "prompts": None if self.entries is None else [entry.record() for entry in self.entries],
                 "seed": self.recipe.seed,
                 "dtype": self.recipe.target.dtype,
                 "target": self.identity,
@@ -84,6 +89,18 @@ class Job:
     def teacher_folder(self, stage: AnyStage) -> Path:
         """Where that cache is kept."""
         return self.cache / "teacher" / self.teacher_digest(stage)
+
+    @property
+    def text_folder(self) -> Path:
+        """Where the text is kept, and what is known of it."""
+        return self.cache / "text" / self.text_digest
+
+    def text_facts(self) -> dict[str, int] | None:
+        """Counts of the text: prompts, rows, tokens, what was dropped and why. None where it has gone since."""
+        try:
+            return dict(json.loads((self.text_folder / FACTS).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
 
     @cached_property
     def chain(self) -> list[str]:

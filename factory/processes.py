@@ -37,7 +37,6 @@ class Processes:
             return value
         import torch
         import torch.distributed as dist
-
         from accelerate import PartialState
 
         total = torch.tensor(value, dtype=torch.float64, device=PartialState().device)
@@ -65,10 +64,13 @@ class Processes:
         return held
 
 
+ALONE = Processes()
+
+
 def launched() -> Processes:
     """This process as it was launched; connects it to the others at the first call."""
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
-        return Processes()
+        return ALONE
     import torch
     from accelerate import PartialState
 

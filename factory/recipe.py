@@ -11,29 +11,25 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from factory.distillation.settings import WRITTEN_BY
 from factory.documents import Document, assign, dump, override, read, validate
-from factory.errors import RecipeError
+from factory.errors import DataError, RecipeError
 from factory.grid import axes_of, candidates, points
+from factory.rows import FILE_KINDS
+from factory.sources import BOS, Data, FilePrompts, HubPrompts, Section, facts_of
 from factory.stages import AnyStage, Distill, Fresh, QuantizingStage, StructuralStage, TrainingStage
 
 MOST_CANDIDATES = 64  # of a grid, before a build asks for --yes
 
-_BOS = "bos"
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Target(_Section):
+class Target(Section):
     """The model to make a drafter for."""
 
     model: str | None = Field(default=None, min_length=1, description="a folder, or a name on the Hub")
@@ -46,46 +42,7 @@ class Target(_Section):
     )
 
 
-class HubPrompts(_Section):
-    """Prompts from a dataset on the Hub."""
-
-    dataset: str = Field(min_length=1, description="its name on the Hub")
-    split: str = Field(default="train", min_length=1)
-    column: str = Field(min_length=1, description="the column that holds the text")
-    samples: int | None = Field(default=None, ge=1, description="prompts to read; all where it is not given")
-
-
-class Data(_Section):
-    """The text that the drafter learns from."""
-
-    prompts: str | HubPrompts = Field(
-        description="`bos` (the target writes from nothing), a .txt or .jsonl file, or {dataset, split, column}"
-    )
-    written_by: Literal["target", "none"] = Field(
-        default="target", description="target: it continues the prompts; none: the prompts are the text"
-    )
-    samples: int | None = Field(
-        default=None, ge=1, description="texts that the target writes, over the prompts in turn; 1024, or one a prompt"
-    )
-    max_new_tokens: int = Field(default=256, ge=1, description="longest continuation")
-    temperature: float = Field(default=1.0, ge=0, description="of the target's writing")
-    held_out: float = Field(default=0.05, ge=0, lt=1, description="share never trained on; overlap is measured on it")
-    batch: int = Field(default=64, ge=1, description="texts written at once")
-
-    @property
-    def texts(self) -> int:
-        """How many the target writes: `samples`, else one for each prompt that is asked of a dataset, else 1024."""
-        asked = self.prompts.samples if isinstance(self.prompts, HubPrompts) else None
-        return self.samples or asked or 1024
-
-    @model_validator(mode="after")
-    def _bos_is_written(self) -> Data:
-        if self.prompts == _BOS and self.written_by == "none":
-            raise ValueError("written_by: `prompts: bos` is no text by itself; write `written_by: target`")
-        return self
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """What a build makes."""
 
     name: str = Field(description="what the drafter's folder is called")
@@ -276,15 +233,48 @@ def _located(recipe: Recipe, document: Document, folder: Path) -> Recipe:
     if target.config is not None:
         config = find(("target", "config"), target.config, "file")
         changes["target"] = changes.get("target", target).model_copy(update={"config": config})
-    if data and isinstance(data.prompts, str) and data.prompts != _BOS:
-        prompts = find(("data", "prompts"), data.prompts, "file")
-        if Path(data.prompts).suffix not in (".txt", ".jsonl"):
-            faults.append((("data", "prompts"), "must be `bos`, a .txt or .jsonl file, or {dataset, split, column}"))
+    if data and data.prompts != BOS:
+        prompts = _located_prompts(data.prompts, find, faults)
         changes["data"] = data.model_copy(update={"prompts": prompts})
+        if not faults and (fault := _too_many_texts(changes["data"])):
+            faults.append((("data", "samples"), fault))
     if faults:
         faults.sort(key=lambda fault: document.line(fault[0]))
         raise RecipeError("\n".join(f"{document.place(path)}: {what}" for path, what in faults))
     return recipe.model_copy(update=changes)
+
+
+_Find = Callable[[tuple[str, ...], str, str], str | None]
+
+
+def _located_prompts(
+    source: str | HubPrompts | FilePrompts, find: _Find, faults: list[tuple[tuple[str, ...], str]]
+) -> str | HubPrompts | FilePrompts | None:
+    """The source with its path made absolute, or None where it is not there; what is wrong goes to `faults`."""
+    if isinstance(source, HubPrompts):
+        folder = find(("data", "prompts", "dataset"), source.dataset, "folder")
+        return source.model_copy(update={"dataset": folder or source.dataset})
+    text = source if isinstance(source, str) else source.file
+    path = ("data", "prompts") if isinstance(source, str) else ("data", "prompts", "file")
+    file = find(path, text, "file")
+    if Path(text).suffix not in FILE_KINDS:
+        known = "a .txt, .jsonl or .parquet file"
+        others = f"`bos`, {known}, {{dataset, split, column}} or {{file, column}}" if isinstance(source, str) else known
+        faults.append((path, f"must be {others}"))
+    return file if isinstance(source, str) else source.model_copy(update={"file": file})
+
+
+def _too_many_texts(data: Data) -> str | None:
+    """Where the target has one text only for each prompt: that more are asked for than a file has prompts."""
+    if not data.greedy or data.samples is None or data.written_by == "none" or isinstance(data.prompts, HubPrompts):
+        return None
+    try:
+        entries = data.entries(Path())
+    except DataError:  # told in its own words where the file is read for use
+        return None
+    if entries is None or data.samples <= len(entries):
+        return None
+    return f"{data.samples} texts of {len(entries)} prompts would be equal at temperature 0 or top_k 1; ask for fewer"
 
 
 def _looks_like_a_path(text: str) -> bool:
@@ -304,19 +294,12 @@ def digests(recipe: Recipe, target_identity: str, text_digest: str | None) -> li
     for stage in recipe.stages:
         link: dict[str, Any] = {"before": chain, "stage": stage.model_dump(mode="json"), "version": type(stage).version}
         if stage.needs_text:
-            link["data"] = _data_facts(recipe.data, text_digest)
+            link["data"] = facts_of(recipe.data, text_digest)
         if stage.uses_seed:
             link["seed"] = recipe.seed
         chain = _sha256(link)
         found.append(chain)
     return found
-
-
-def _data_facts(data: Data | None, text_digest: str | None) -> dict[str, Any]:
-    facts = data.model_dump(mode="json") if data else {}
-    if data and isinstance(data.prompts, str) and data.prompts != _BOS:
-        facts["prompts"] = "file"  # its content is in text_digest; where it lies does not matter
-    return {**facts, "text": text_digest}
 
 
 def _sha256(facts: dict[str, Any]) -> str:

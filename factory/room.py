@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from factory.effort import Effort
 from factory.errors import FactoryError, ModelError
 from factory.estimate import Forecast, forecast_recipe
 from factory.hub import snapshot
-from factory.job import Job, Progress
+from factory.job import FACTS, Job, Progress
 from factory.located import Located, require_complete
+from factory.prompts import Entry
 from factory.recipe import Loaded
 from factory.tasks import Task, tasks_of, wanted
 from factory.teacher_shards import lying_bytes
@@ -50,8 +50,9 @@ def require_room_for_download(candidates: Sequence[Loaded], out: Path, progress:
 
 def _unseen(loaded: Loaded, target: str, out: Path, progress: Progress) -> Job:
     """A job whose target is not here yet: equal work has equal digests in it, but not those that it will have."""
-    prompts = [loaded.recipe.data.model_dump_json(include={"prompts"})] if loaded.recipe.data else None
-    return Job(loaded, Located(Path(target), None), "", {}, out, prompts, progress)
+    data = loaded.recipe.data
+    entries = [Entry("", data.model_dump_json(include={"prompts"}))] if data else None
+    return Job(loaded, Located(Path(target), None), "", {}, out, entries, progress)
 
 
 def require_room(tasks: Sequence[Task], made: Sequence[Job], jobs: int, download_bytes: float = 0.0) -> None:
@@ -110,16 +111,14 @@ def _needs(task: Task, job: Job, forecast: Forecast) -> tuple[Effort, float]:
 
 
 def _is_written(job: Job) -> bool:
-    """Whether every shard of the text lies there."""
-    data = job.recipe.data
-    shards = len(list((job.cache / "text" / job.text_digest).glob("shard-*.safetensors")))
-    return data is not None and shards >= math.ceil(data.texts / data.batch)
+    """Whether the whole text lies there: what is known of it is written down last."""
+    return (job.text_folder / FACTS).is_file()
 
 
 def _lying_bytes(task: Task, job: Job) -> int:
     """What an earlier try left of a task: shards of a text or of a teacher cache, a training stage's checkpoint."""
     if task.kind == "text":
-        files = list((job.cache / "text" / job.text_digest).glob("shard-*.safetensors"))
+        files = list(job.text_folder.glob("shard-*.parquet"))
     elif task.kind == "teacher":
         return lying_bytes(job.teacher_folder(job.recipe.stages[task.count - 1]))
     elif task.kind == "stage":

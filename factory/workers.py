@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from factory.disk import DiskError, disk_errors
 from factory.errors import FactoryError
 from factory.job import Job, Progress
+from factory.processes import ALONE, Processes
 from factory.tasks import Task
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ Failures = dict[str, Exception]  # by key of the task
 class Bench:
     """One process's place of work: a workshop that turns from job to job, its target staying loaded."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self._jobs = jobs
+    def __init__(self, jobs: Sequence[Job], together: Processes = ALONE) -> None:
+        self._jobs, self._together = jobs, together
         self._workshop: Workshop | None = None
 
     def do(self, task: Task) -> None:
@@ -46,7 +47,7 @@ class Bench:
                 from factory import models  # noqa: F401 - quietens transformers before it is imported
                 from factory.workshop import Workshop  # torch: only where there is something to do
 
-                self._workshop = Workshop(job)
+                self._workshop = Workshop(job, self._together)
             else:
                 self._workshop.turn_to(job)
             if task.kind == "text":
@@ -56,15 +57,34 @@ class Bench:
             elif task.kind == "stage":
                 self._workshop.run_stage(task.count)
             else:
-                self._workshop.assemble(task.name, task.count)
+                if self._together.first:
+                    self._workshop.assemble(task.name, task.count)
+                self._together.wait()
 
 
-def carry_out(tasks: Sequence[Task], jobs: Sequence[Job], progress: Progress, processes: int, lock: int) -> Failures:
-    """Do all tasks that can be done, in at most that many processes, each with the `lock`; what failed, by key."""
+def carry_out(
+    tasks: Sequence[Task],
+    jobs: Sequence[Job],
+    progress: Progress,
+    processes: int,
+    lock: int | None,
+    together: Processes = ALONE,
+) -> Failures:
+    """Do all tasks that can be done, in at most that many processes, each with the `lock`; what failed, by key.
+
+    Launched `together` with others, every process does all tasks in this order. Then a failure ends the build
+    at once: those that wait for this process cannot go on without it, and their launcher ends them.
+    """
     processes = min(processes, len(tasks))
     shown = [replace(job, progress=_labelled(job, jobs, progress)) for job in jobs]
+    if together.world > 1:
+        bench = Bench(shown, together)
+        for task in tasks:
+            bench.do(task)
+        return {}
     if processes <= 1:
         return _here(tasks, Bench(shown))
+    assert lock is not None
     return _elsewhere(tasks, jobs, [job.progress for job in shown], processes, lock)
 
 

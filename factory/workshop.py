@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +21,36 @@ from factory import __version__, models, provenance
 from factory.anatomy import shape_from_config, stored_as, stored_dtype
 from factory.artifact import Artifact, write_manifest
 from factory.carving import carve_folder, copy_beside
-from factory.data import TextBlocks, encode_prompts, split_held_out, text_blocks, write_text
+from factory.data import Corpus, TextBlocks, corpus, split_held_out
 from factory.edit import Edit
+from factory.encoding import Encoder, Prompts
 from factory.errors import DataError, FactoryError
 from factory.estimate import forecast_recipe
 from factory.files import readable, write_atomically
-from factory.job import Job
+from factory.forecast import costs_in_time, expected_tokens, served
+from factory.job import FACTS, Job
 from factory.located import model_identity, read_config
 from factory.meter import metered
+from factory.processes import ALONE, Processes
 from factory.profile import load as load_profile
 from factory.provenance import sha256_file
-from factory.stages import AnyStage, Given, QuantizingStage, StructuralStage
+from factory.scribe import write_text
+from factory.sources import Data
+from factory.special_tokens import special_tokens
+from factory.stages import AnyStage, Distill, Given, QuantizingStage, StructuralStage
 from factory.teacher_cache import TeacherCache, write_cache
 
 
 class Workshop:
     """Makes the things that candidates of one target need. The target stays loaded from one job to the next."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, processes: Processes = ALONE) -> None:
+        self._processes = processes
         self._device = models.resolve_device("auto")
         self._target: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._bits = 0  # the target's fingerprint when it was loaded
-        self._texts: dict[str, TextBlocks] = {}  # by digest; one is kept
-        self._encoded: dict[str, list[list[int]]] = {}  # prompts by the same digest; one is kept
+        self._texts: dict[str, Corpus] = {}  # by digest; one is kept
         self._job = job
 
     def turn_to(self, job: Job) -> None:
@@ -69,59 +76,76 @@ class Workshop:
         if digest not in self._texts:
             self._texts = {digest: self._text()}
 
-    def _text(self) -> TextBlocks:
-        recipe = self._job.recipe
-        data = recipe.data
+    def _text(self) -> Corpus:
+        """The text, and what is known of it written down beside it: that is there when all of it is."""
+        job, data = self._job, self._data()
+        if data.written_by == "none":
+            given = self._encoder().rows(job.entries or [], job.shapes[0].context)
+            if not given.rows:
+                raise DataError(
+                    f"data.prompts: none of {given.facts['left_out']} rows fits into the target's context of "
+                    f"{job.shapes[0].context} tokens; give shorter ones"
+                )
+            made, facts = corpus(given.rows, given.prompt), given.facts
+        else:
+            prompts = self._prompts(data.max_new_tokens)
+            facts = prompts.facts
+            made = write_text(
+                self.target,
+                prompts.ids,
+                samples=data.texts(len(prompts.ids)),
+                temperature=data.temperature,
+                top_k=data.top_k,
+                top_p=data.top_p,
+                max_new_tokens=data.max_new_tokens,
+                batch=data.batch,
+                seed=job.recipe.seed,
+                folder=job.text_folder,
+                progress=job.progress,
+                rank=self._processes.rank,
+                world=self._processes.world,
+                wait=self._processes.wait,
+            )
+        made = replace(made, facts={**facts, **made.facts})
+        job.text_folder.mkdir(parents=True, exist_ok=True)
+        if self._processes.first:
+            write_atomically(job.text_folder / FACTS, json.dumps(made.facts, indent=1))
+        return made
+
+    def _data(self) -> Data:
+        data = self._job.recipe.data
         if data is None:
             raise DataError("the recipe has no `data` section, and a stage needs text")
-        prompts = self._prompts()
-        if data.written_by == "none":
-            return text_blocks([(ids, 1) for ids in prompts])
-        return write_text(
-            self.target,
-            prompts,
-            samples=data.texts,
-            temperature=data.temperature,
-            max_new_tokens=data.max_new_tokens,
-            batch=data.batch,
-            seed=recipe.seed,
-            folder=self._job.cache / "text" / self._job.text_digest,
-            progress=self._job.progress,
-        )
+        return data
 
-    def _prompts(self) -> list[list[int]]:
-        digest = self._job.text_digest
-        if digest not in self._encoded:
-            self._encoded = {digest: self._encode()}
-        return self._encoded[digest]
-
-    def _encode(self) -> list[list[int]]:
-        data = self._job.recipe.data
-        if data is None or self._job.prompt_texts is None:
-            return [[models.first_token_id(self.target())]]
-        if self._tokenizer is None:
-            self._tokenizer = models.load_tokenizer(self._job.located.folder)
-        written = 0 if data.written_by == "none" else data.max_new_tokens
-        prompts, left_out = encode_prompts(
-            self._tokenizer, self._job.prompt_texts, self._job.shapes[0].context - written
-        )
-        if not prompts:
+    def _prompts(self, written: int) -> Prompts:
+        """What the target continues, `written` tokens long at most."""
+        job = self._job
+        if job.entries is None:
+            return Prompts([[models.first_token_id(self.target())]], {"prompts": 1})
+        prompts = self._encoder().prompts(job.entries, job.shapes[0].context - written)
+        if not prompts.ids:
             raise DataError(
-                f"data.prompts: none of {left_out} prompts leaves room for {written} new tokens in the target's "
-                "context; give shorter prompts or a smaller max_new_tokens"
+                f"data.prompts: none of {prompts.facts['left_out']} prompts leaves room for {written} new tokens in "
+                "the target's context; give shorter prompts or a smaller max_new_tokens"
             )
         return prompts
 
+    def _encoder(self) -> Encoder:
+        job = self._job
+        if self._tokenizer is None:
+            self._tokenizer = models.load_tokenizer(job.located.folder)
+        ends = special_tokens(job.located.folder).ends
+        own = self._tokenizer.eos_token_id
+        eos = own if own in ends else min(ends, default=own)
+        return Encoder(self._tokenizer, vocabulary=job.shapes[0].embedding_rows, eos=eos)
+
     def _split_text(self) -> tuple[TextBlocks, TextBlocks]:
         """(training, held out), split before anything is seen."""
-        data = self._job.recipe.data
         self.write_text()
-        rows = self._texts[self._job.text_digest]
-        if data is None:
-            raise DataError("the recipe has no `data` section, and a stage needs text")
-        kinds = len(rows) if self._job.prompt_texts is None else len(self._prompts())
-        training, held_out = split_held_out(kinds, len(rows), data.held_out)
-        return rows.rows(training), rows.rows(held_out)
+        text = self._texts[self._job.text_digest]
+        training, held_out = split_held_out(text.prompt, self._data().held_out)
+        return text.rows.rows(training), text.rows.rows(held_out)
 
     def write_teacher(self, count: int) -> None:
         """The teacher cache that stage number `count` reads: of the whole text, whatever is held out of it."""
@@ -131,40 +155,87 @@ class Workshop:
         self.write_text()
         write_cache(
             self.target(),
-            self._texts[job.text_digest],
+            self._texts[job.text_digest].rows,
             stage.cached,
             folder=job.teacher_folder(stage),
             key=job.teacher_key(stage),
             progress=job.progress,
+            rank=self._processes.rank,
+            world=self._processes.world,
+            wait=self._processes.wait,
         )
 
     def run_stage(self, count: int) -> None:
-        """Apply stage number `count` to the result of those before it, and keep the result."""
-        job = self._job
+        """Apply stage number `count` to the result of those before it, and keep the result.
+
+        Of several processes the first does it and all others wait, unless it is one that they do together.
+        """
+        job, processes = self._job, self._processes
         stage, folder = job.recipe.stages[count - 1], job.stage_folder(count)
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged result is made again, never used
         # Always read back from disk, in an undisturbed build as in a resumed one: both end alike.
         source = job.stage_folder(count - 1) / "model" if count > 1 else job.located.folder
         working = folder.with_name(folder.name + ".working")  # a training stage's checkpoints live here
-        shutil.rmtree(working / "model", ignore_errors=True)
-        (working / "model").mkdir(parents=True)
+        if processes.first:
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged result is made again, never used
+            shutil.rmtree(working / "model", ignore_errors=True)
+            (working / "model").mkdir(parents=True)
+        processes.wait()
+        if stage.needs_text:
+            self.write_text()  # together, where it has to be made or read again
+        if processes.first or isinstance(stage, Distill):
+            self._run(stage, source, working)
+        if processes.first:
+            working.rename(folder)
+            for path in (folder / "checkpoint.pt", folder / "best.pt"):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(folder / "reference", ignore_errors=True)
+        processes.wait()
+
+    def _run(self, stage: AnyStage, source: Path, working: Path) -> None:
+        """Apply a stage to the model in `source`; its model and its record are left in `working`."""
+        job = self._job
         training, held_out = self._split_text() if stage.needs_text else (None, None)
         cache = job.teacher_folder(stage) if stage.cached is not None else None
         if cache is not None:
             TeacherCache.open(cache, job.teacher_key(stage))  # of this very target and text, and whole
-        given = Given(self.target, training, held_out, job.recipe.seed, working, job.progress, cache)
+        dtype = models.resolve_dtype(job.recipe.target.dtype, self._device)
+        given = Given(
+            self.target,
+            training,
+            held_out,
+            job.recipe.seed,
+            working,
+            job.progress,
+            cache,
+            modelled=self._modelled(),
+            half=dtype.itemsize == 2,
+            processes=self._processes,
+        )
         with metered(self._device) as taken:
             facts = self._applied(stage, source, working / "model", given)
         if self._target is not None and models.fingerprint(self._target) != self._bits:
             raise FactoryError(f"stage {stage.kind} changed the target's weights: nothing of it is kept; report this")
+        if not self._processes.first:
+            return
         files = sorted((working / "model").iterdir())
         for path in files:
             readable(path)
         sums = {path.name: sha256_file(path) for path in files}
         record = {"stage": stage.model_dump(), "version": stage.version, "facts": {**facts, **taken}, "files": sums}
         write_atomically(working / "stage.json", json.dumps(record, indent=1))
-        working.rename(folder)
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
+
+    def _modelled(self) -> Callable[[float], dict[str, Any]]:
+        """What a drafter of the finished recipe's shape would bring on this device, from alpha alone."""
+        profile = load_profile()
+        dtype = profile.default_dtype(self._job.recipe.target.dtype)
+        drafter, target = served(self._job.shapes[-1], dtype), served(self._job.shapes[0], dtype)
+        costs = costs_in_time(drafter, target, profile, dtype)
+
+        def modelled(alpha: float) -> dict[str, Any]:
+            speedup, k = costs.best(alpha)
+            return {"tau": expected_tokens(alpha, k), "speedup": speedup, "k": k}
+
+        return modelled
 
     def _applied(self, stage: AnyStage, source: Path, destination: Path, given: Given) -> dict[str, Any]:
         """Do what the stage says to the model in `source`, write the result into `destination`; its facts."""
@@ -183,8 +254,9 @@ class Workshop:
             return self._carved(stage, config, source, destination, given)
         drafter = models.load_model(source, dtype=torch.float32, device=self._device)  # master weights
         facts = stage.apply(drafter, given)
-        drafter.to(models.DTYPES[config["dtype"]]).save_pretrained(destination)
-        copy_beside(source, destination)
+        if self._processes.first:
+            drafter.to(models.DTYPES[config["dtype"]]).save_pretrained(destination)
+            copy_beside(source, destination)
         return facts
 
     def _carved(
@@ -241,6 +313,7 @@ class Workshop:
             "target_shape": asdict(job.shapes[0]),
             "shape": asdict(shape),
             "facts": facts,
+            "text": job.text_facts() if any(stage.needs_text for stage in job.recipe.stages[:count]) else None,
             "seed": job.recipe.seed,
             "factory_version": __version__,
             "git_sha": provenance.git_sha(),

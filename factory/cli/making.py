@@ -42,6 +42,8 @@ def build(
 
     with shown_progress(quiet) as progress:
         artifacts = build_candidates(candidates, out, progress, jobs=jobs, anyway=yes)
+    if not artifacts:  # one of several launched processes, of which the first tells of what was made
+        return
     tables.show(artifacts)
     if as_json:
         facts = [tables.facts(made) for made in artifacts]

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) as parametrizations: trained beside a matrix, then merged into it."""
+"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685): trained beside a matrix, then merged into it."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Checkpoint:
         self._processes.wait()
 
     def load(self, student: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any] | None:
-        """Put the kept state back; what was kept beside it, or None where nothing is. Raises DataError for another's."""
+        """Put the kept state back; what lies beside it, or None where nothing is. Raises DataError for another's."""
         if not self.path.is_file():
             return None
         state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)

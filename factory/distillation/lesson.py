@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
 
 from factory.distillation.rollouts import decays, how_many, roll_out
 from factory.distillation.rows import Laid, Order, lay
-from factory.distillation.settings import weight_at
+from factory.distillation.settings import Distillation, weight_at
 from factory.distillation.student import Chosen
+from factory.given import Given
 from factory.teacher import OnlineTeacher, Teacher
 from factory.tensors.divergences import Term
 from factory.tensors.predictions import Predictions
-
-if TYPE_CHECKING:
-    from factory.stages.base import Given
-    from factory.stages.distill import Distill
 
 
 @dataclass(frozen=True)
@@ -37,11 +33,11 @@ class Lesson:
 
 
 class Lessons:
-    """The lessons of every step for this process. Step n's are a function of seed, n and, where it writes, the drafter."""
+    """Every step's lessons for this process: a function of seed, step and, where it writes, the drafter."""
 
     def __init__(
         self,
-        stage: Distill,
+        stage: Distillation,
         given: Given,
         teacher: Teacher,
         online: OnlineTeacher | None,
@@ -80,7 +76,7 @@ class Lessons:
         return lessons, tokens
 
     def _places(self, rows: list[int], rank: int) -> list[tuple[int, int]]:
-        """A process's rows of a batch, each with its place in it. It has at least one: none may be left out of a step."""
+        """A process's rows of a batch, each with its place. At least one: none may be left out of a step."""
         return list(enumerate(rows))[rank :: self._processes.world]
 
     def _rolled(self, index: int, progress: float) -> int:

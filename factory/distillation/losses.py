@@ -13,5 +13,5 @@ def terms_at(terms: Sequence[LossTerm], progress: float) -> list[Term]:
     found = []
     for one in terms:
         settings = {name: value for name, value in (("beta", one.beta), ("eta", one.eta)) if value is not None}
-        found.append(term(one.kind, weight_at(one.weight, progress), **settings))
+        found.append(term(one.kind, weight_at(one.weight, progress), pooled=None, **settings))
     return found

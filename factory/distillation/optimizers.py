@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
 
-if TYPE_CHECKING:
-    from factory.stages.distill import Distill
+from factory.distillation.settings import Distillation
 
 
-def learning_rate(stage: Distill, step: int, steps: int) -> float:
+def learning_rate(stage: Distillation, step: int, steps: int) -> float:
     """Linear warm-up, then a cosine from `lr` to `final_lr * lr`."""
     warmup_steps = round(stage.warmup * steps)
     if step < warmup_steps:
@@ -21,7 +19,7 @@ def learning_rate(stage: Distill, step: int, steps: int) -> float:
     return stage.lr * (stage.final_lr + (1 - stage.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def optimizers_of(stage: Distill, drafter: PreTrainedModel) -> list[torch.optim.Optimizer]:
+def optimizers_of(stage: Distillation, drafter: PreTrainedModel) -> list[torch.optim.Optimizer]:
     """AdamW for all that is trained; or Muon for matrices within layers and AdamW for everything else.
 
     Muon (Jordan et al. 2024) orthogonalises a matrix's momentum; its step is scaled to AdamW's usual size

@@ -28,7 +28,8 @@ def wrap(student: nn.Module, layers: nn.Module, device: torch.device, processes:
         mesh = init_device_mesh(device.type, (processes.world,))
         for layer in layers.children():
             fully_shard(layer, mesh=mesh)
-        return fully_shard(student, mesh=mesh)
+        fully_shard(student, mesh=mesh)
+        return student
     return DistributedDataParallel(student, device_ids=[device] if device.type == "cuda" else None)
 
 

@@ -46,4 +46,5 @@ def roll_out(drafter: PreTrainedModel, rows: TextBlocks, settings: OnPolicy, see
 def decays(rows: TextBlocks, decay: float) -> torch.Tensor:  # [N]
     """Weight of each answer position: `decay` to the power of its place behind the beginning."""
     places = (rows.answer.cumsum(-1) - 1)[rows.answer].double()
-    return (decay**places).float()
+    weights: torch.Tensor = (decay**places).float()
+    return weights

@@ -49,14 +49,15 @@ class Laid:
 
     def to(self, device: torch.device) -> Laid:
         """The same on a device."""
-        parts = (part.to(device) for part in (self.ids, self.positions, self.where, self.labels))
-        return Laid(*parts, packed=self.packed)
+        ids, positions, where, labels = (p.to(device) for p in (self.ids, self.positions, self.where, self.labels))
+        return Laid(ids, positions, where, labels, self.packed)
 
 
 def lay(text: TextBlocks, pack: int | None = None) -> Laid:
     """Rows under one another, right-padded; or end to end in blocks of `pack` tokens, first fit, in the order given.
 
-    A token sees only its own row in either, and padding stands where nothing looks back at it. Raises DataError for a row that is longer than a block.
+    A token sees only its own row in either, and padding stands where nothing looks back at it. Raises
+    DataError for a row that is longer than a block.
     """
     answers = text.answer_mask
     row, column = answers.nonzero(as_tuple=True)

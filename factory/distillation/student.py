@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,13 +14,11 @@ from transformers import PreTrainedModel
 from factory.anatomy import anatomy_of
 from factory.distillation.adapters import add_adapters, merge_adapters
 from factory.distillation.rows import Laid, packed_mask
+from factory.distillation.settings import Distillation
 from factory.tensors.divergences import Term, forward_kl
 from factory.tensors.fused import FusedLoss, fused_loss
 from factory.tensors.positions import divergence_at
 from factory.tensors.predictions import Predictions
-
-if TYPE_CHECKING:
-    from factory.stages.distill import Distill
 
 
 @dataclass(frozen=True)
@@ -90,11 +87,12 @@ def answer_states(model: PreTrainedModel, laid: Laid) -> torch.Tensor:  # [N, D]
 
 def layers_of(model: PreTrainedModel) -> nn.Module:
     """The list of its layers."""
-    return model.get_submodule(anatomy_of(model.config.to_dict()).layers)
+    layers: nn.Module = model.get_submodule(anatomy_of(model.config.to_dict()).layers)
+    return layers
 
 
-def prepare(stage: Distill, drafter: PreTrainedModel, seed: int) -> None:
-    """Says what of the drafter moves, in place: all of it but what is frozen; with `lora`, adapters in place of matrices.
+def prepare(stage: Distillation, drafter: PreTrainedModel, seed: int) -> None:
+    """Says what of the drafter moves, in place: all but what is frozen; with `lora`, adapters in place of matrices.
 
     The drafter stays in eval mode: no dropout. A head that is tied to the embedding is frozen with it.
     """
@@ -121,7 +119,7 @@ def prepare(stage: Distill, drafter: PreTrainedModel, seed: int) -> None:
             layer.compile(dynamic=True)
 
 
-def release(drafter: PreTrainedModel, stage: Distill) -> None:
+def release(drafter: PreTrainedModel, stage: Distillation) -> None:
     """The drafter as it was before `prepare`, with what was trained: whole matrices, plain layers, frozen."""
     if stage.lora is not None:
         merge_adapters(drafter)

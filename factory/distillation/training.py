@@ -5,98 +5,23 @@ from __future__ import annotations
 import copy
 import math
 from contextlib import nullcontext
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from factory.distillation.average import Average
-from factory.distillation.checkpoint import Checkpoint, write_state
+from factory.distillation.checkpoint import Checkpoint
 from factory.distillation.judge import Judge
 from factory.distillation.lesson import Lesson, Lessons
 from factory.distillation.losses import terms_at
 from factory.distillation.optimizers import learning_rate, optimizers_of
 from factory.distillation.parallel import summed, whole, wrap
-from factory.distillation.selection import reference_losses
+from factory.distillation.settings import Distillation
 from factory.distillation.student import Student, layers_of, prepare, release
 from factory.errors import FactoryError
-from factory.forecast import expected_tokens
-from factory.teacher import CachedTeacher, OnlineTeacher, Teacher
-from factory.teacher_cache import TeacherCache
-
-if TYPE_CHECKING:
-    from factory.stages.base import Given
-    from factory.stages.distill import Distill
-
-
-def distil(stage: Distill, drafter: PreTrainedModel, given: Given) -> dict[str, Any]:
-    """Train the drafter as the stage says; facts for the manifest."""
-    if given.text is None or len(given.text) == 0:
-        raise FactoryError("distill: there is no text to learn from; give the recipe a `data` section")
-    if stage.batch < given.processes.world:
-        raise FactoryError(
-            f"distill: `batch: {stage.batch}` rows cannot be shared among {given.processes.world} processes; write a "
-            "larger batch, or launch fewer"
-        )
-    if given.processes.sharded and (stage.rollouts is not None or stage.select is not None or stage.lora is not None):
-        raise FactoryError(
-            "distill: on_policy, select and lora need the drafter whole in every process; launch with DDP, not FSDP"
-        )
-    teacher, online, held, facts = _teachers(stage, given, drafter.device)
-    judge = Judge(given.held_out, held, stage.batch, drafter.device)
-    reference = None
-    if stage.select is not None:
-        reference = _reference(stage, drafter, given, teacher, judge)
-    lessons = Lessons(stage, given, teacher, online, reference)
-    training = Training(stage, drafter, given, judge, lessons)
-    training.run()
-    return facts | training.facts()
-
-
-def _teachers(
-    stage: Distill, given: Given, device: torch.device
-) -> tuple[Teacher, OnlineTeacher | None, Teacher | None, dict[str, Any]]:
-    """Of the text, of what the drafter writes, of the held-out text; facts of the cache, where one is read."""
-    text, held_out = given.text, given.held_out
-    assert text is not None
-    if given.cache is not None:
-        cache = TeacherCache.open(given.cache)
-        held = CachedTeacher(cache, held_out, device) if held_out is not None else None
-        return CachedTeacher(cache, text, device), None, held, {"teacher_cache": cache.facts}
-    target = given.target()
-    remembers = stage.epochs > 1 and given.processes.world == 1
-    batch, progress, temperature = stage.batch, given.progress, stage.temperature
-    online = OnlineTeacher(target, text, temperature, remembers=remembers, batch=batch, progress=progress)
-    held = None
-    if held_out is not None:
-        held = OnlineTeacher(target, held_out, temperature, remembers=False, batch=batch, progress=progress)
-    return online, online, held, {}
-
-
-def _reference(stage: Distill, drafter: PreTrainedModel, given: Given, teacher: Teacher, judge: Judge) -> torch.Tensor:
-    """The reference's losses, kept beside the checkpoint: it is trained once, and goes on from its own checkpoint."""
-    assert stage.select is not None and given.text is not None
-    folder = given.checkpoint / "reference"
-    kept = folder / "losses.pt"
-    if not kept.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        plain = stage.model_copy(update={"select": None, "epochs": stage.select.reference_epochs, "patience": None})
-        inside = replace(
-            given,
-            checkpoint=folder,
-            progress=lambda done, total, what: given.progress(done, total, f"reference: {what}"),
-        )
-
-        def train(reference: PreTrainedModel) -> None:
-            Training(plain, reference, inside, judge, Lessons(plain, inside, teacher, None, None)).run()
-
-        losses = reference_losses(drafter, given.text, teacher, train, given.progress)
-        if given.processes.first:
-            write_state({"losses": losses}, kept)
-        given.processes.wait()
-    return torch.load(kept, weights_only=True)["losses"]
+from factory.given import Given
 
 
 class Training:
@@ -106,7 +31,15 @@ class Training:
     training ends with the very bits of an undisturbed one, on the same machine.
     """
 
-    def __init__(self, stage: Distill, drafter: PreTrainedModel, given: Given, judge: Judge, lessons: Lessons) -> None:
+    def __init__(
+        self,
+        stage: Distillation,
+        drafter: PreTrainedModel,
+        given: Given,
+        judge: Judge,
+        lessons: Lessons,
+        key: dict[str, Any],  # of its checkpoints
+    ) -> None:
         assert given.text is not None
         self._stage, self._given, self._processes = stage, given, given.processes
         self._drafter, self._judge, self._lessons = drafter, judge, lessons
@@ -120,7 +53,7 @@ class Training:
         if not self._weights:
             raise FactoryError("distill: everything is frozen, so there is nothing to train; shorten `freeze`")
         self._average = Average(self._weights, stage.ema) if stage.ema else None
-        self._checkpoint = Checkpoint(given.checkpoint, stage.key(given), given.processes)
+        self._checkpoint = Checkpoint(given.checkpoint, key, given.processes)
         self.step, self.tokens = 0, 0
         self.losses: list[float] = []
         self.looks: list[dict[str, Any]] = []
@@ -183,11 +116,11 @@ class Training:
             with summed(self._model, last=number == len(lessons) - 1), self._mixed():
                 loss = self._learn(lesson, terms)
             total += loss.double().cpu()
-        loss = self._processes.sum(float(total)) / self._processes.world
+        mean = self._processes.sum(float(total)) / self._processes.world
         norm = clip_grad_norm_(self._weights, self._stage.clip)
         size = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        if not (math.isfinite(loss) and math.isfinite(size)):
-            raise FactoryError(self._diverged(loss, size))
+        if not (math.isfinite(mean) and math.isfinite(size)):
+            raise FactoryError(self._diverged(mean, size))
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -197,13 +130,14 @@ class Training:
             self._average.update()
         self.step += 1
         self.tokens += tokens
-        self.losses.append(loss)
+        self.losses.append(mean)
 
     def _learn(self, lesson: Lesson, terms: list[Any]) -> torch.Tensor:
         """Adds a lesson's gradient; its loss, detached."""
         found = self._model(lesson.laid, lesson.predictions, lesson.weights, lesson.terms_of(terms))
         found.loss.backward()
-        return found.loss.detach()
+        loss: torch.Tensor = found.loss.detach()
+        return loss
 
     def _mixed(self) -> Any:
         """bfloat16 products over float32 master weights, where the target itself runs in half precision."""
@@ -223,8 +157,7 @@ class Training:
             if recent:
                 look["loss"] = sum(recent) / len(recent)
             if self._given.modelled is not None and self._stage.temperature == 1:
-                speedup, k = self._given.modelled(judged["overlap"])
-                look |= {"tau": expected_tokens(judged["overlap"], k), "speedup": speedup, "k": k}
+                look |= self._given.modelled(judged["overlap"])
             self.looks.append(look)
             if self._stage.keep == "best" and len(self.looks) > 1 and self.kept_step == self.step < self.steps:
                 self._checkpoint.save_best(self._model)

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from factory.stages.base import Given, QuantizingStage, Stage, StructuralStage, TrainingStage
+from factory.given import Given
+from factory.stages.base import QuantizingStage, Stage, StructuralStage, TrainingStage
 from factory.stages.distill import Distill
 from factory.stages.drop_layers import DropLayers
 from factory.stages.fresh import Fresh

@@ -9,47 +9,19 @@ recipes or the other stages. Torch is imported inside methods only: `factory che
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 from factory.edit import Edit, Shape
-from factory.processes import Processes
+from factory.given import CacheSettings, Given
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from factory.data import TextBlocks
-
 
 Scores = dict[str, list[Any]]  # by what is scored: "layers" [L], "ffn" [L][channels], "heads" [L][query heads]
-
-
-@dataclass(frozen=True)
-class CacheSettings:
-    """What decides a teacher cache beside target and text."""
-
-    temperature: float
-    top_k: int
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a build hands to a stage."""
-
-    target: Callable[[], PreTrainedModel]  # loads it at the first call: not every stage needs it
-    text: TextBlocks | None  # the training part; None where the recipe has no data
-    held_out: TextBlocks | None  # never trained on; what the reported overlap is measured on
-    seed: int
-    checkpoint: Path  # a folder of this stage's own, kept until the stage is done
-    progress: Callable[[int, int, str], None]  # (done, total, what is being shown)
-    cache: Path | None = None  # the finished teacher cache of the whole text, where the stage reads one
-    modelled: Callable[[float], tuple[float, int]] | None = None  # alpha -> (speedup, k) of the finished drafter here
-    half: bool = False  # whether the target runs in half precision
-    processes: Processes = Processes()
 
 
 class Stage(BaseModel, ABC):

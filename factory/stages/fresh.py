@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from factory.stages.base import Given, TrainingStage
+from factory.given import Given
+from factory.stages.base import TrainingStage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

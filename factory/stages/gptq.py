@@ -16,7 +16,8 @@ from pydantic import Field, field_validator
 
 from factory.edit import Shape
 from factory.errors import FactoryError, UnsupportedModel
-from factory.stages.base import Given, QuantizingStage
+from factory.given import Given
+from factory.stages.base import QuantizingStage
 
 if TYPE_CHECKING:
     import torch
@@ -225,7 +226,7 @@ def compare(source: Path, destination: Path, quantizer: Any, text: TextBlocks, d
 
     from factory.models import load_model
     from factory.quantized import gptqmodel, kernel_of, quiet
-    from factory.tensors.divergence import forward_kl, overlap
+    from factory.tensors.divergences import forward_kl, overlap
 
     differing = _differing(destination, quantizer.model)
     if differing:

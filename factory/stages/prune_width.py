@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from factory.anatomy import anatomy_of
 from factory.edit import Edit, Shape
 from factory.errors import UnsupportedModel
-from factory.stages.base import Given, Scores, StructuralStage
+from factory.given import Given
+from factory.stages.base import Scores, StructuralStage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -102,7 +102,7 @@ def test_what_candidates_share_is_made_once(tiny_folder: Path, tmp_path: Path) -
     assert [artifact.name for artifact in made] == [name for pair in names for name in (pair, f"{pair}--raw")]
     assert len(list((out / ".cache" / "text").iterdir())) == 1
     assert len(list((out / ".cache" / "stages").iterdir())) == 2 + 4
-    assert len([what for what in said if what.endswith("the target writes")]) == 1 + 24 // 8
+    assert len([what for what in said if "the target writes" in what]) == 1 + 24 // 8
     found = hashes(made)
     assert len(set(found.values())) == 4 + 2  # the two that differ in lr alone share what is not yet trained
     assert [Artifact.open(out / f"{name}--raw").manifest["raw"] for name in names] == [True] * 4

@@ -13,7 +13,7 @@ from factory.files import locked
 REMADE = {
     ".cache/stages/abc/model/model.safetensors": 100,
     ".cache/stages/def.working/checkpoint.pt": 50,
-    ".cache/text/abc/shard-00000.safetensors": 20,
+    ".cache/text/abc/shard-00000.parquet": 20,
     ".cache/teacher/abc/shard-00000.safetensors": 40,
     ".cache/assembling/tiny/model/model.safetensors": 7,
     ".cache/identity.json.17.partial": 3,

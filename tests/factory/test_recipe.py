@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from factory.distillation.settings import OnPolicy, Selection
 from factory.documents import read, validate
 from factory.errors import RecipeError
 from factory.grid import axes_of, points
@@ -209,7 +210,8 @@ def test_files_that_are_not_there_are_told_all_at_once(recipe_file: Callable[[st
     assert str(caught.value).splitlines() == [
         f"{path}:3: target.model: {folder / 'empty'} holds no config.json; name a Hugging Face model folder",
         f"{path}:4: target.config: no such file: looked for {folder / 'sizes.json'} or {Path.cwd() / 'sizes.json'}",
-        f"{path}:6: data.prompts: must be `bos`, a .txt or .jsonl file, or {{dataset, split, column}}",
+        f"{path}:6: data.prompts: must be `bos`, a .txt, .jsonl or .parquet file, {{dataset, split, column}} or "
+        "{file, column}",
     ]
 
 
@@ -302,19 +304,23 @@ def test_every_field_of_every_stage_enters_its_digest() -> None:
         "prune_width": {
             **{"keep_ffn": 64, "keep_heads": 2, "keep_kv_heads": 1, "score": "magnitude", "multiple_of": 8},
         },
+        "fresh": {"inherit": ("head",)},
         "distill": {
             **{"temperature": 2.0, "epochs": 2.0, "lr": 1.0, "warmup": 0.5, "final_lr": 0.5, "weight_decay": 0.5},
-            **{"clip": 2.0, "batch": 9, "accumulate": 2, "chunk": 7, "checkpoint_every": 7},
+            **{"clip": 2.0, "batch": 9, "accumulate": 2, "checkpoint_every": 7, "loss": "tv", "method": "seq_kd"},
+            **{"teacher": "cache", "top_k": 7, "on_policy": OnPolicy(share=0.5), "select": Selection(keep=0.5)},
+            **{"optimizer": "muon", "ema": 0.9, "freeze": ("head",), "lora": 4, "pack": 64, "compile": True},
+            **{"gradient_checkpointing": True, "check_every": 3, "patience": 2, "keep": "last"},
         },
         "gptq": {"bits": 3, "group_size": 64, "sym": False, "act_order": True, "samples": 7, "damp": 0.1},
     }
     base = recipe_of(
         "name: x\ndata: {prompts: bos, samples: 5}\nstages: [{kind: drop_layers, keep: 2}, "
-        "{kind: prune_width, keep_ffn: 32}, {kind: distill}, {kind: gptq}]\n"
+        "{kind: prune_width, keep_ffn: 32}, {kind: fresh}, {kind: distill}, {kind: gptq}]\n"
     )
     assert [stage.kind for stage in base.stages] == list(changed)
     for place, stage in enumerate(base.stages):
-        free = set(type(stage).model_fields) - {"kind", "loss", "backend"}
+        free = set(type(stage).model_fields) - {"kind", "backend"}
         assert set(changed[stage.kind]) == free, f"{stage.kind}: name every field here"
         for key, value in changed[stage.kind].items():
             stages = list(base.stages)

@@ -111,7 +111,8 @@ def test_a_text_and_a_checkpoint_that_lie_there_count(jobs: list[Job], machine: 
         require([job])
     shards = job.cache / "text" / job.text_digest
     shards.mkdir(parents=True)
-    (shards / "shard-00000.safetensors").write_bytes(b"x")  # of 64 texts, written 64 at once: all
+    (shards / "shard-00000.parquet").write_bytes(b"x")
+    (shards / "facts.json").write_text("{}")  # is written last: all of it is there
     working = job.stage_folder(2).with_name(job.stage_folder(2).name + ".working")
     working.mkdir(parents=True)
     (working / "checkpoint.pt").write_bytes(b"x" * 1000)

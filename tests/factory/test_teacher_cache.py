@@ -18,7 +18,7 @@ from factory import teacher_cache, teacher_shards
 from factory.data import TextBlocks, text_blocks
 from factory.disk import DiskError
 from factory.errors import DataError, ModelError
-from factory.stages.base import CacheSettings
+from factory.given import CacheSettings
 from factory.teacher_cache import TeacherCache, write_cache
 from factory.teacher_shards import is_finished, lying_bytes, normalised
 

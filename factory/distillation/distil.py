@@ -1,0 +1,102 @@
+"""A distillation from its settings: who teaches, who judges, what comes before the training itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from factory.distillation.checkpoint import write_state
+from factory.distillation.judge import Judge
+from factory.distillation.lesson import Lessons
+from factory.distillation.selection import reference_losses
+from factory.distillation.settings import Distillation
+from factory.distillation.training import Training
+from factory.errors import FactoryError
+from factory.given import Given
+from factory.teacher import CachedTeacher, OnlineTeacher, Teacher
+from factory.teacher_cache import TeacherCache
+
+
+def distil(stage: Distillation, drafter: PreTrainedModel, given: Given, version: int) -> dict[str, Any]:
+    """Train the drafter in place as the settings say; facts for the manifest. Raises FactoryError, DataError."""
+    if given.text is None or len(given.text) == 0:
+        raise FactoryError("distill: there is no text to learn from; give the recipe a `data` section")
+    _require_possible(stage, given)
+    teacher, online, held, facts = _teachers(stage, given, drafter.device)
+    judge = Judge(given.held_out, held, stage.batch, drafter.device)
+    # What a checkpoint must agree in to be gone on from.
+    text = [len(given.text), int(given.text.length.sum())]
+    key = {"stage": stage.model_dump(mode="json"), "version": version, "seed": given.seed, "text": text}
+    reference = None
+    if stage.select is not None:
+        reference = _reference(stage, drafter, given, teacher, judge, key)
+    training = Training(stage, drafter, given, judge, Lessons(stage, given, teacher, online, reference), key)
+    training.run()
+    return facts | training.facts()
+
+
+def _require_possible(stage: Distillation, given: Given) -> None:
+    processes = given.processes
+    if stage.batch < processes.world:
+        raise FactoryError(
+            f"distill: `batch: {stage.batch}` rows cannot be shared among {processes.world} processes; write a larger "
+            "batch, or launch fewer"
+        )
+    if processes.sharded and (stage.rollouts is not None or stage.select is not None or stage.lora is not None):
+        raise FactoryError(
+            "distill: on_policy, select and lora need the drafter whole in every process; launch without FSDP"
+        )
+
+
+def _teachers(
+    stage: Distillation, given: Given, device: torch.device
+) -> tuple[Teacher, OnlineTeacher | None, Teacher | None, dict[str, Any]]:
+    """Of the text, of what the drafter writes, of the held-out text; facts of the cache, where one is read."""
+    text, held_out = given.text, given.held_out
+    assert text is not None
+    if given.cache is not None:
+        cache = TeacherCache.open(given.cache)
+        kept = CachedTeacher(cache, held_out, device) if held_out is not None else None
+        return CachedTeacher(cache, text, device), None, kept, {"teacher_cache": cache.facts}
+    target, temperature, batch, progress = given.target(), stage.temperature, stage.batch, given.progress
+    remembers = stage.epochs > 1 and given.processes.world == 1
+    online = OnlineTeacher(target, text, temperature, remembers=remembers, batch=batch, progress=progress)
+    held = None
+    if held_out is not None:
+        held = OnlineTeacher(target, held_out, temperature, remembers=False, batch=batch, progress=progress)
+    return online, online, held, {}
+
+
+def _reference(
+    stage: Distillation,
+    drafter: PreTrainedModel,
+    given: Given,
+    teacher: Teacher,
+    judge: Judge,
+    key: dict[str, Any],
+) -> torch.Tensor:  # [answer tokens]
+    """The reference's losses, kept beside the checkpoint: trained once, from checkpoints of its own."""
+    assert stage.select is not None and given.text is not None
+    folder = given.checkpoint / "reference"
+    kept = folder / "losses.pt"
+    if not kept.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        plain = stage.model_copy(update={"select": None, "epochs": stage.select.reference_epochs, "patience": None})
+
+        def said(done: int, total: int, what: str) -> None:
+            given.progress(done, total, f"reference: {what}")
+
+        inside = replace(given, checkpoint=folder, progress=said)
+
+        def train(reference: PreTrainedModel) -> None:
+            Training(plain, reference, inside, judge, Lessons(plain, inside, teacher, None, None), key).run()
+
+        losses = reference_losses(drafter, given.text, teacher, train, given.progress)
+        if given.processes.first:
+            write_state({"losses": losses}, kept)
+        given.processes.wait()
+    found: torch.Tensor = torch.load(kept, weights_only=True)["losses"]
+    return found
