@@ -20,7 +20,7 @@ from factory.profile import DeviceProfile
 from factory.sources import BOS, UNASKED_TEXTS, Data, HubPrompts
 from factory.stages.base import QuantizingStage, Stage, StructuralStage, TrainingStage
 
-PROMPT_TOKENS = 256  # taken for prompts that are not on this machine
+PROMPT_TOKENS = 256  # taken for prompts of a dataset, which is not read for a forecast
 CHARACTERS_PER_TOKEN = 4
 COLUMN_S = 1e-4  # taken for one column of GPTQ, which goes column by column with small kernels
 TRAINING_EFFICIENCY = 0.5  # taken for the share of a training step that is matrix products at their peak

@@ -16,6 +16,8 @@ from factory.data import Row, token_key
 from factory.errors import DataError
 from factory.prompts import Entry, Message
 
+# The date that Llama's templates tell the model: a build that goes on tomorrow must read what it read today.
+_TODAY = "26 Jul 2024"
 _AT_ONCE = 256  # entries tokenised together: offsets of a whole data set would not fit into memory
 
 
@@ -178,7 +180,9 @@ class Encoder:
             )
         try:
             return str(
-                self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=to_answer)
+                self._tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=to_answer, date_string=_TODAY
+                )
             )
         except Exception as error:  # a template is a program of the model's author, and raises what it likes
             roles = ", ".join(message["role"] for message in messages)

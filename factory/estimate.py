@@ -216,7 +216,7 @@ def forecast_recipe(
                 f"of {asked:,} prompts the target continues {text.rows:,}: set data.samples to what it should write"
             )
         warnings.append(
-            f"time and memory take the prompts for {PROMPT_TOKENS} tokens each: they are not on this machine"
+            f"time and memory take the prompts for {PROMPT_TOKENS} tokens each: a dataset is not read for a forecast"
         )
     return Forecast(
         name=loaded.name,

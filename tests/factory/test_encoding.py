@@ -72,6 +72,17 @@ def test_the_target_is_given_a_conversation_up_to_the_last_question(
         encoder.prompts([chat("s:x", "a:b")], 160)
 
 
+def test_a_template_that_tells_the_date_tells_the_same_every_day(
+    tokenizer: PreTrainedTokenizerFast, encoder: Encoder
+) -> None:
+    tokenizer.chat_template = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "{{ date_string }}" + TEMPLATE
+    )
+    (ids,) = encoder.prompts([chat("u:ab")], 160).ids
+    assert text_of(tokenizer, ids) == "26 Jul 2024<s>u:ab</s>\n<s>a:"
+
+
 def test_columns_of_prompt_and_answer(tokenizer: PreTrainedTokenizerFast, encoder: Encoder) -> None:
     entries = [Entry("p", "ab", "cd"), Entry("p", "xyz"), Entry("p", "ab", "e"), chat("u:a", "a:b")]
     made = encoder.rows(entries, 160)

@@ -8,8 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import pyarrow
 import pytest
 from huggingface_hub import constants
+from pyarrow import parquet
 
 from factory import hub
 from factory.anatomy import shape_from_config
@@ -29,7 +31,8 @@ from factory.forecast import (
     step_seconds,
 )
 from factory.profile import BUILT_IN, DeviceProfile
-from factory.recipe import Data, load
+from factory.recipe import load
+from factory.sources import Data, FilePrompts, HubPrompts
 from factory.stages import Distill, DropLayers, Gptq
 from factory.wording import count, seconds, size
 
@@ -222,6 +225,25 @@ def test_text_of_prompts_in_a_file_is_measured(tmp_path: Path) -> None:
     as_it_is = text_of(given.model_copy(update={"written_by": "none"}))
     assert as_it_is is not None and (as_it_is.rows, as_it_is.new_tokens) == (2, 0)
     assert text_of(None) is None
+
+
+def test_text_of_conversations_and_answers_is_measured(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "a" * 40}, {"role": "assistant", "content": "b" * 80}]
+    records = [{"messages": said, "q": "c" * 20, "a": "d" * 60}] * 3
+    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "p.parquet")
+    whole = Data(prompts=str(tmp_path / "p.parquet"), written_by="none")
+    pairs = FilePrompts(file=str(tmp_path / "p.parquet"), column="q", answer="a", samples=2)
+    answered = Data(prompts=str(tmp_path / "p.parquet"), per_prompt=4, max_new_tokens=10)
+    listed = Data(prompts=HubPrompts(dataset="user/set", column="text", samples=7), per_prompt=2)
+    for data, sizes in (
+        (whole, (3, 30, 0)),
+        (answered, (12, 10, 10)),
+        (Data(prompts=pairs, written_by="none"), (2, 20, 0)),
+        (listed, (14, 256, 256)),
+        (Data(prompts="bos", per_prompt=5), (5, 1, 256)),
+    ):
+        text = text_of(data)
+        assert text is not None and (text.rows, text.prompt_tokens, text.new_tokens) == sizes
 
 
 HALF = """\
