@@ -24,6 +24,7 @@ from eval.plan import EvalPlan
 from eval.report import require_writable, write
 from eval.results import Findings
 from eval.threads import threads
+from eval.trainings import trainings_of
 from factory.artifact import Artifact
 from factory.decoding.costs import AT_ONCE
 from factory.decoding.decoder import Generation
@@ -126,6 +127,11 @@ class _Run:
             first=first,
             second=second,
             notes=[note for note in notes if note is not None],
+            trainings=[
+                one
+                for artifact in (entry.artifact for entry in self._field if entry.artifact is not None)
+                for one in trainings_of(artifact.name, artifact.manifest["facts"])
+            ],
         )
 
     def _require_memory(self) -> None:

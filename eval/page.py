@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from eval.plots import SERIES
-from eval.sections import roofline_section, speedup_section, time_section
+from eval.sections import roofline_section, speedup_section, time_section, training_section
 from eval.style import STYLE
 
 # results.json's name, heading, format
@@ -129,6 +129,7 @@ bars are 95 % intervals.</p>
 {speedup_section(results)}
 {mapped}
 {roofline_section(results)}
+{training_section(results, names)}
 <h2>How many proposed tokens a round had accepted</h2>
 <div class="small">{"".join(f"<figure>{svg}</figure>" for svg in histograms)}</div>
 <h2>Every measurement</h2>

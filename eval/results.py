@@ -14,6 +14,7 @@ from eval.parity import Audit
 from eval.plan import EvalPlan
 from eval.roofline import roofline
 from eval.suites import PromptSets
+from eval.trainings import Training
 from factory.forecast import Costs, costs_in_time, served
 from factory.profile import DeviceProfile, load
 from factory.provenance import git_sha, hardware, versions
@@ -38,6 +39,7 @@ class Findings:
     first: Pairs
     second: Pairs
     notes: Sequence[str] = ()  # what a reader should know of the drafters' weight formats
+    trainings: Sequence[Training] = ()  # of the drafters that were trained
 
     def results(self) -> dict[str, Any]:
         """results.json. What does not apply is None, never missing."""
@@ -63,6 +65,7 @@ class Findings:
             "parity": [self._parity(arm, found) for arm, found in self.parity.items()],
             "suites": [one.facts() for one in self.sets],
             "notes": list(self.notes),
+            "trainings": list(self.trainings),
             "skipped_prompts": sum(one.skipped for one in self.sets),
             "plan": self.plan.model_dump(mode="json"),
             "versions": versions(),

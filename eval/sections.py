@@ -1,4 +1,4 @@
-"""Parts of the report, as HTML: where the time goes, forecasts beside measurements, the roofline."""
+"""Parts of the report, as HTML: where the time goes, forecasts beside measurements, the roofline, the trainings."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any
 
 from eval.account import PARTS, Account, accounts
 from eval.bars import Bar, css, stacked
+from eval.curves import loss_chart, overlap_chart, speedup_chart
+from eval.measurement import CHOOSE, MODEL
+from eval.plots import SERIES, Level
 from eval.roofline_plot import name_of, roofline_plot
 from eval.rows import Row, drafter_name, interval
 from eval.svg import si
+from eval.trainings import Training
 
 Results = dict[str, Any]
 
@@ -123,6 +127,81 @@ def roofline_section(results: Results) -> str:
 <div class="wide">{table([*head, "bound by"], lines, texts=1)}</div>
 <p class="soft">The roofs are {escape(roofs)}: {escape(results["profile"]["words"])}.</p>
 """
+
+
+def training_section(results: Results, names: Sequence[str]) -> str:
+    """Curves of the drafters' distillations and what these brought; nothing for results that know of none.
+
+    `names` are the drafters in the order of their colours.
+    """
+    found = results.get("trainings") or []
+    if not found:
+        return ""
+    charts = [
+        ("What training brought", overlap_chart(found, names), _LOOKS),
+        ("What that is worth", speedup_chart(found, names, _measured(results["candidates"])), _WORTH),
+        ("What it learned by", loss_chart(found, names), _LOSS),
+    ]
+    drawn = [(title, svg, caption) for title, svg, caption in charts if svg]
+    trained = [(place, name) for place, name in enumerate(names) if any(one["artifact"] == name for one in found)]
+    legend = "".join(
+        f'<span><i style="background: var(--series-{place % SERIES})"></i>{escape(name)}</span>'
+        for place, name in trained
+    )
+    head = ["drafter", "stage", "steps", "kept step", "tokens", "held-out overlap", "held-out forward KL"]
+    lines = [
+        [
+            one["artifact"],
+            f"{one['stage'] + 1}: {one['kind']}",
+            _steps(one),
+            "" if one["kept_step"] is None else one["kept_step"],
+            "" if one["trained_tokens"] is None else si(one["trained_tokens"], "").strip(),
+            _change(one, "overlap"),
+            _change(one, "forward_kl"),
+        ]
+        for one in found
+    ]
+    return f"""<h2>Training</h2>
+<p class="legend">{legend}</p>
+<div class="plots">{"".join(_figure(title, svg) for title, svg, _ in drawn)}</div>
+<p class="soft">{" ".join(caption for _, _, caption in drawn)}</p>
+<div class="wide">{table(head, lines, texts=3)}</div>
+"""
+
+
+_LOOKS = """Overlap: each mark is a look at held-out text, and the look whose weights were kept has a ring; a dotted
+upright is where a drafter is distilled once more."""
+_WORTH = """Modelled: the speedup that the drafter's sizes promise on the machine that trained it, were that overlap the
+acceptance; dashed, what was measured here at its best k, on the prompts to choose by."""
+_LOSS = "Loss: thin as it was, thick in means; losses of different kinds do not compare."
+
+
+def _measured(candidates: Sequence[Row]) -> dict[str, Level]:
+    """The best of each drafter on the prompts to choose by, as the verdict ranks them."""
+    best: dict[str, Row] = {}
+    for row in candidates:
+        if row["prompt_set"] == CHOOSE and row["drafter"] == MODEL and row.get("matches_target") is not False:
+            best[row["artifact"]] = max(best.get(row["artifact"], row), row, key=_rank)
+    return {
+        name: Level(row["speedup"], f"measured {row['speedup']:.2f}x, k = {row['k']}") for name, row in best.items()
+    }
+
+
+def _rank(row: Row) -> tuple[float, float]:
+    return row["speedup_low"] or 0.0, row["speedup"]
+
+
+def _steps(one: Training) -> str:
+    """How many; where fewer than planned, of how many."""
+    if one["planned_steps"] is None or one["steps"] == one["planned_steps"]:
+        return f"{one['steps']}"
+    return f"{one['steps']} of {one['planned_steps']}, stopped early"
+
+
+def _change(one: Training, key: str) -> str:
+    """A held-out figure before and after; nothing where nothing was held out."""
+    before, after = one["held_out_before"], one["held_out_after"]
+    return f"{before[key]:.3f} → {after[key]:.3f}" if before and after else ""
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[Any]], texts: int) -> str:

@@ -29,6 +29,9 @@ summary { cursor: pointer; color: var(--soft); } ul { padding-left: 1.2rem; } .b
 .roof { stroke: var(--ink); stroke-width: 1.5; fill: none; } .leader { stroke: var(--line); }
 .grid, .axis { stroke: var(--line); } .level { stroke: var(--soft); stroke-dasharray: 4 3; }
 .interval { stroke: var(--mark); stroke-width: 2; } .mark, .bar { fill: var(--mark); }
+.curve, .noise, .kept { stroke: var(--mark); fill: none; } .curve { stroke-width: 2; stroke-linejoin: round; }
+.noise { opacity: .35; } .kept { stroke-width: 1.5; } .joint { stroke: var(--mark); stroke-dasharray: 1 3; }
+.level.own { stroke: var(--mark); } svg .own { fill: var(--mark); }
 .legend span { margin-right: 1.2rem; white-space: nowrap; }
 .legend i { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin-right: .35rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }

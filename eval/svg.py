@@ -27,6 +27,11 @@ def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
+def path(kind: str, points: Sequence[tuple[float, float]]) -> str:
+    """Straight lines from point to point, of a CSS class."""
+    return f'<polyline class="{kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
+
+
 def ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers between low and high, roughly `about` of them."""
     raw = (high - low) / about

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from factory.documents import read
+from factory.errors import RecipeError
+from factory.wording import count, size
+
 
 def draw(
     made: dict[str, Any],
@@ -39,6 +43,7 @@ def draw(
         "",
         *_forecast_lines(made.get("forecast")),
         "",
+        *_training(made["facts"], recipe),
         "## Measured",
         "",
     ]
@@ -55,6 +60,72 @@ def _kept(facts: list[dict[str, Any]]) -> str:
     """Which layers of the target stay, where one stage alone decided it."""
     kept = [stage["edit"]["keep_layers"] for stage in facts if (stage.get("edit") or {}).get("keep_layers")]
     return f": {', '.join(map(str, kept[0]))}" if len(kept) == 1 else ""
+
+
+def _training(facts: list[dict[str, Any]], recipe: str) -> list[str]:
+    """What each distillation took and brought; nothing for a drafter that had none."""
+    trained = [(place, stage) for place, stage in enumerate(facts) if "steps" in stage]
+    if not trained:
+        return []
+    lines = [
+        "## Training",
+        "",
+        "| stage | steps | tokens | held-out overlap | forward KL | loss | teacher |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    asked = _asked(recipe)
+    for place, stage in trained:
+        mine = asked[place] if place < len(asked) else {}
+        loss = _loss(mine) if mine.get("kind") == stage["kind"] else ""
+        before, after = stage.get("held_out_before"), stage.get("held_out_after")
+        cells = [
+            f"{place + 1}, {stage['kind']}",
+            _steps(stage),
+            count(stage["trained_tokens"]) if "trained_tokens" in stage else "",
+        ]
+        cells += [
+            f"{before[key]:.3f} -> {after[key]:.3f}" if before and after else "" for key in ("overlap", "forward_kl")
+        ]
+        lines.append(f"| {' | '.join([*cells, loss, _teacher(stage)])} |")
+    return [*lines, ""]
+
+
+def _asked(recipe: str) -> list[dict[str, Any]]:
+    """What it asks of each stage; nothing where the file was changed into something else."""
+    try:
+        return [stage if isinstance(stage, dict) else {} for stage in read(recipe).data["stages"]]
+    except (RecipeError, KeyError, TypeError):
+        return []
+
+
+def _steps(stage: dict[str, Any]) -> str:
+    """How many; of how many, where it ended early, and which weights were kept, where not the last."""
+    steps, planned, kept = (stage.get(key, stage["steps"]) for key in ("steps", "planned_steps", "kept_step"))
+    early = f" of {planned}, stopped early" if steps < planned else ""
+    return f"{steps}{early}" + (f"; kept: {kept}" if kept != steps else "")
+
+
+def _loss(asked: dict[str, Any]) -> str:
+    """The method's name or the loss's kind; of a mix its kinds with their weights."""
+    loss, method = asked.get("loss"), asked.get("method")
+    if isinstance(loss, list):
+        loss = " + ".join(f"{_weight(term.get('weight', 1.0))} {term['kind']}" for term in loss)
+    return " with ".join(str(one) for one in (method, loss) if one) or "forward_kl"
+
+
+def _weight(weight: float | list[list[float]]) -> str:
+    """A number; of a schedule where it begins and ends."""
+    return f"({weight[0][1]:g} to {weight[-1][1]:g})" if isinstance(weight, list) else f"{weight:g}"
+
+
+def _teacher(stage: dict[str, Any]) -> str:
+    """Online, or the cache: how large it is, and the most that it can be wrong by."""
+    cache = stage.get("teacher_cache")
+    if cache is None:
+        return "online"
+    bound = cache.get("alpha_bound")
+    wrong = f", which moves the mean overlap by at most {bound:.2g}" if bound is not None else ""
+    return f"a cache of {size(cache.get('bytes'))}{wrong}"
 
 
 def _measured(evals: list[dict[str, Any]], name: str) -> list[str]:

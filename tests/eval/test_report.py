@@ -185,6 +185,15 @@ def test_an_evaluation_in_two_batches_is_drawn_apart(
     console = Console(width=200, record=True, file=(tmp_path / "table.txt").open("w"))
     console.print(terminal_table(results))
     assert "batch" in console.export_text()
+    # How it was trained goes along; its untrained sibling has nothing to tell.
+    (trained,) = results["trainings"]
+    assert (trained["artifact"], trained["stage"], trained["kind"]) == ("tiny", 1, "distill")
+    assert trained["looks"][0]["step"] == 0 and trained["looks"][-1]["tokens"] == trained["trained_tokens"]
+    assert trained["losses"][-1][0] == trained["steps"] == trained["planned_steps"]
+    section = html.split("<h2>Training</h2>")[1].split("<h2>")[0]
+    modelled = "speedup" in trained["looks"][0]  # only where the build knew of a device's profile
+    assert section.count("<svg") == 2 + modelled and section.count('class="kept"') == 1 + modelled
+    assert "## Training" in (built.folder / "README.md").read_text()
     # The parts of a round make what a token took, and that is what the rows say.
     for account in accounts(results["rows"]):
         (row,) = (

@@ -81,3 +81,56 @@ def test_an_eval_belongs_to_the_manifest_it_measured(tmp_path: Path) -> None:
     artifact.verify()  # evaluations and the card do not count as damage
     write_manifest(tmp_path / "x", {**FACTS, "parameters": 6})
     assert artifact.evals() == []
+
+
+RECIPE = """\
+name: x
+stages:
+  - {kind: drop_layers, keep: 1}
+  - {kind: distill, method: f_distill, loss: reverse_kl}
+  - kind: distill
+    loss: [{kind: tv, weight: [[0.0, 0.0], [1.0, 1.5]]}, {kind: forward_kl, weight: 0.5}]
+"""
+
+
+def carded(folder: Path, recipe: str, *stages: dict[str, object]) -> str:
+    """The card of an artifact whose stages reported that."""
+    (folder / "model").mkdir(parents=True)
+    (folder / "resolved.yaml").write_text(recipe)
+    write_manifest(folder, {**FACTS, "facts": [FACTS["facts"][0], *stages]}).write_card()
+    return (folder / "README.md").read_text()
+
+
+def test_the_card_says_what_each_training_took_and_brought(tmp_path: Path) -> None:
+    before, after = (
+        {"forward_kl": kl, "overlap": overlap, "judged_tokens": 99} for kl, overlap in ((2, 0.25), (1, 0.5))
+    )
+    first = {"kind": "distill", "steps": 300, "planned_steps": 400, "kept_step": 200, "trained_tokens": 1234567}
+    first |= {"held_out_before": before, "held_out_after": after}
+    second = {"kind": "distill", "steps": 50, "planned_steps": 50, "kept_step": 50, "trained_tokens": 9000}
+    second |= {"held_out_before": None, "held_out_after": None}
+    second |= {"teacher_cache": {"bytes": 64e6, "alpha_bound": 0.00123, "top_k": 64}}
+    card = carded(tmp_path / "x", RECIPE, first, second)
+    assert (
+        "| 2, distill | 300 of 400, stopped early; kept: 200 | 1.23 M | 0.250 -> 0.500 | 2.000 -> 1.000 "
+        "| f_distill with reverse_kl | online |"
+    ) in card
+    assert (
+        "| 3, distill | 50 | 9.00 k |  |  | (0 to 1.5) tv + 0.5 forward_kl "
+        "| a cache of 64.0 MB, which moves the mean overlap by at most 0.0012 |"
+    ) in card
+    assert card.index("## Forecast") < card.index("## Training") < card.index("## Measured")
+
+
+def test_the_card_of_an_earlier_training_leaves_out_what_was_not_counted(tmp_path: Path) -> None:
+    earlier = {"kind": "distill", "steps": 760, "rows": 608, "answer_tokens": 67206, "losses": [0.5]}
+    plain = "stages: [{kind: drop_layers}, {kind: distill}]"
+    for name, recipe, loss in (
+        ("v", plain, "forward_kl"),
+        ("w", "stages: 3", ""),
+        ("x", "a: b", ""),
+        ("y", "a: [", ""),
+    ):
+        card = carded(tmp_path / name, recipe, earlier)
+        assert f"| 2, distill | 760 |  |  |  | {loss} | online |" in card
+    assert "## Training" not in carded(tmp_path / "z", RECIPE)
