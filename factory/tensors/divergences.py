@@ -76,9 +76,10 @@ def total_variation_plus_plus(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Ten
     TV's gradient is -E_{i ~ q}[r_i grad log q_i], with the reward r_i = 1 where p_i > q_i and 0 elsewhere; TVD++ puts
     (r_i - mu) / sigma in the reward's place, mean and standard deviation of the rewards, both without gradient. Our
     reading: mu and sigma^2 are taken at each position on its own, over the outcomes, exactly under the student's q
-    (mu = sum of q where p > q, sigma^2 = mu (1 - mu)), where the paper has batches of rewards. Subtracting mu then
-    changes nothing, since E_q[grad log q] = 0, and TVD++ is TV's gradient divided by sigma: its L1 norm is
-    2 sqrt(mu (1 - mu)), where TV's is 2 mu (1 - mu). It vanishes where sigma does, at p = q for one, but not close by.
+    (mu = sum of q where p > q, sigma^2 = mu (1 - mu)); normalised over the rewards of a whole batch, positions would
+    keep their proportions. Subtracting mu then changes nothing, since E_q[grad log q] = 0, and TVD++ is TV's gradient
+    divided by sigma: its L1 norm is 2 sqrt(mu (1 - mu)), where TV's is 2 mu (1 - mu). It vanishes where sigma does, at
+    p = q for one, but not close by.
 
     It is defined by its gradient alone, so the value is TV's, for a curve to read; the slope is not its derivative.
     """
@@ -96,7 +97,8 @@ def total_variation_plus_plus(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Ten
 def negative_log_acceptance(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     """-log sum_i min(p_i, q_i), in nats: LK-alpha of Samarin et al., arXiv 2602.23881, at each position on its own.
 
-    Its gradient is TV's over the acceptance, so it does not fade where p and q hardly overlap; it is computed from
+    The authors' code (SpecForge, `compute_lk_loss`) takes the logarithm of the batch's mean acceptance instead, which
+    hardly agreeing positions weigh less in. The gradient is TV's over the acceptance, so it does not fade where p and q hardly overlap; it is computed from
     logarithms, and so does not underflow there either. With a one-hot p it is cross-entropy.
     """
     low = torch.minimum(log_p, log_q)
