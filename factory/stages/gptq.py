@@ -252,8 +252,9 @@ def compare(source: Path, destination: Path, quantizer: Any, text: TextBlocks, d
         squares["memory"] += memory.square().sum().item()
         squares["reloaded"] += (stored - memory).square().sum().item()
         squares["quantized"] += (stored - expected).square().sum().item()
-        divergence += forward_kl(expected, stored).sum().item()
-        shared += overlap(expected, stored).sum().item()
+        log_p, log_q = expected.log_softmax(-1), stored.log_softmax(-1)
+        divergence += forward_kl(log_p, log_q)[0].sum().item()
+        shared += overlap(log_p, log_q).sum().item()
         count += len(expected)
     if count == 0:
         raise FactoryError("gptq: no row of the text has an answer token to compare on; give the recipe longer `data`")
