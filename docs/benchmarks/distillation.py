@@ -52,7 +52,7 @@ class Arm:
     layers: int = 1
     fresh: bool = False
     corpus: bool = False  # text of the target's own training files, not written by it
-    rounds: bool = False  # through half of the target's layers first
+    rounds: bool = False  # a third of the training with five layers first, then down to the first of them
 
 
 def _loss(name: str, **settings: Any) -> Arm:
@@ -89,6 +89,7 @@ ARMS = (
     Arm("muon", "forward_kl", {"optimizer": "muon"}),
     Arm("ema", "forward_kl", {"ema": 0.995}),
     Arm("selection of half of the tokens", "forward_kl", {"select": {"keep": 0.5, "reference_epochs": 1.0}}),
+    Arm("in two rounds, 20 to 5 to 1 layers", "forward_kl", rounds=True),
     Arm("fresh, 1 layer", "forward_kl", fresh=True),
     Arm("2 layers", None, layers=2),
     Arm("fresh, 2 layers", "2 layers", layers=2, fresh=True),
@@ -98,7 +99,7 @@ ARMS = (
 
 def run(arm: Arm, seed: int, corpus: Corpus, target: PreTrainedModel, memory: dict[bool, Memory]) -> dict[str, Any]:
     """Distil once, judge, return what is kept of it."""
-    drafter = carve_module(target, Edit(keep_layers=tuple(range(arm.layers))))
+    drafter = carve_module(target, Edit(keep_layers=tuple(range(5 if arm.rounds else arm.layers))))
     stage = Distill.model_validate_json(json.dumps({**BASE, **arm.fields}))
     text = corpus.given if arm.corpus else corpus.written
     with tempfile.TemporaryDirectory() as folder:
@@ -111,6 +112,11 @@ def run(arm: Arm, seed: int, corpus: Corpus, target: PreTrainedModel, memory: di
         if arm.fresh:
             Fresh(kind="fresh").apply(drafter, given)
         began_s = time.monotonic()
+        if arm.rounds:
+            stage.model_copy(update={"epochs": stage.epochs / 3}).apply(drafter, given)
+            (place / "checkpoint.pt").unlink()
+            drafter = carve_module(drafter, Edit(keep_layers=(0,)))
+            stage = stage.model_copy(update={"epochs": stage.epochs * 2 / 3})
         facts = stage.apply(drafter, given)
         seconds = time.monotonic() - began_s
     kept = ("steps", "trained_tokens", "losses", "teacher_cache")
