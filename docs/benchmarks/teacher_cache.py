@@ -54,7 +54,7 @@ class Settings:
 
     vocabularies: tuple[int, ...] = (32_000, 50_257, 128_256)
     size_ks: tuple[int, ...] = (16, 32, 64, 128)
-    size_rows: int = 16
+    size_rows: int = 8
     size_tokens: int = 129  # of which the first is the prompt
     ks: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256)
     judged_rows: int = JUDGED_ROWS
@@ -187,7 +187,9 @@ def trained(
 
 def table(kept: dict[str, Any]) -> str:
     """Markdown."""
-    lines = ["| vocabulary | top k | bytes a position | over float16 logits | goal | |", "| --- " * 6 + "|"]
+    lines = []
+    if kept["sizes"]:
+        lines += ["| vocabulary | top k | bytes a position | over float16 logits | goal | |", "| --- " * 6 + "|"]
     goal = {"relation": "<=", "value": SIZE_GOAL}
     for row in kept["sizes"]:
         said = verdict({"goal": goal, "value": row["share"], "low": row["share"], "high": row["share"]})
