@@ -45,6 +45,7 @@ class Settings:
     repeats: int = 5
     batch: int = 8
     new_tokens: int = 112
+    half: bool = False  # the target in bfloat16, the student's products too over float32 weights; by both trainers
     remembered: bool = True  # also with the target's hidden states kept over epochs
     epochs: int = 5  # of that arm, by arithmetic: what one later epoch takes, and the reading once
     top_k: int = 64
@@ -145,8 +146,7 @@ def shipped(settings: Settings, folder: Path) -> Case:
     if len(written.rows) < wanted:
         raise SystemExit(f"the target wrote only {len(written.rows)} different rows; take fewer --steps")
     note = "Trained weights; the target's own text, its prompts masked."
-    student = first_layers(target, settings.layers)
-    return Case(SHIPPED, target, student, written.rows.rows(range(wanted)), settings, note)
+    return case_of(SHIPPED, target, written.rows.rows(range(wanted)), settings, note)
 
 
 def big(settings: Settings) -> Case:
@@ -171,13 +171,19 @@ def big(settings: Settings) -> Case:
     ids = torch.randint(3, settings.vocabulary, shape, generator=generator).tolist()
     text = text_blocks([(row, settings.prompt_tokens) for row in ids])
     note = "Random weights and random tokens, all rows equally long: nothing but costs is meant."
-    return Case(BIG, target, first_layers(target, settings.layers), text, settings, note)
+    return case_of(BIG, target, text, settings, note)
+
+
+def case_of(name: str, target: PreTrainedModel, text: TextBlocks, settings: Settings, note: str) -> Case:
+    """The pair with a student in float32."""
+    student = first_layers(target, settings.layers)
+    return Case(name, target.bfloat16() if settings.half else target, student, text, settings, note)
 
 
 def write(case: Case, folder: Path) -> tuple[float, dict[str, Any]]:
     """Seconds that the teacher cache of the whole text takes to be written, and its facts."""
     gc.collect()
-    settings, key = case.settings, {"target": case.name, "text": "benchmark", "dtype": "float32"}
+    settings, key = case.settings, {"target": case.name, "text": "benchmark", "dtype": str(case.target.dtype)}
     kept = CacheSettings(1.0, settings.top_k)
     begun_s = time.perf_counter()
     write_cache(case.target, case.text, kept, folder=folder, key=key, progress=lambda done, total, what: None)
@@ -210,7 +216,11 @@ def train(case: Case, *, cache: Path | None = None, epochs: int = 1, steps: int 
         (ends if what.startswith("distilling") else read).append(time.perf_counter())
 
     with TemporaryDirectory() as folder:
-        given = Given(lambda: case.target, case.text, None, settings.seed, Path(folder), progress, cache=cache)
+        given = Given(
+            *(lambda: case.target, case.text, None, settings.seed, Path(folder), progress),
+            cache=cache,
+            half=settings.half,
+        )
         begun_s = time.perf_counter()
         facts = stage.apply(student, given)
     first = settings.steps if epochs > 1 else min(settings.warm, total - 1)

@@ -1,8 +1,9 @@
 """TRL's GKD trainer on the pairs of distillation_arms.py, set up for speed; imported only where TRL is installed.
 
-It runs by `trainer.train()`, as its users run it: float32, no gradient checkpointing, no dropout, no logging, saving or
-evaluation, fused AdamW, rows tokenised beforehand, no worker processes, no KV cache in either model's training pass. It
-meets the rows in the order that our stage takes them in. lmbda = 0: no student's text. beta = 0: KL(target || student).
+It runs by `trainer.train()`, as its users run it: float32, or both sides in bfloat16; no gradient checkpointing, no
+dropout, no logging, saving or evaluation, fused AdamW, rows tokenised beforehand, no worker processes, no KV cache in
+either model's training pass. It meets the rows in the order that our stage takes them in. lmbda = 0: no student's text.
+beta = 0: KL(target || student).
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def settings_of(case: Case, steps: int, folder: str) -> GKDConfig:
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
         use_cpu=True,
-        bf16=False,
+        bf16=case.settings.half,
         fp16=False,
         gradient_checkpointing=False,
         disable_dropout=True,
