@@ -184,6 +184,7 @@ class Workshop:
             self.write_text()  # together, where it has to be made or read again
         if processes.first or isinstance(stage, Distill):
             self._run(stage, source, working)
+        processes.wait()  # until nobody reads there any more
         if processes.first:
             working.rename(folder)
             for path in (folder / "checkpoint.pt", folder / "best.pt"):

@@ -39,16 +39,9 @@ def distil(stage: Distillation, drafter: PreTrainedModel, given: Given, version:
 
 
 def _require_possible(stage: Distillation, given: Given) -> None:
-    processes = given.processes
-    if stage.batch < processes.world:
-        raise FactoryError(
-            f"distill: `batch: {stage.batch}` rows cannot be shared among {processes.world} processes; write a larger "
-            "batch, or launch fewer"
-        )
-    if processes.sharded and (stage.rollouts is not None or stage.select is not None or stage.lora is not None):
-        raise FactoryError(
-            "distill: on_policy, select and lora need the drafter whole in every process; launch without FSDP"
-        )
+    fault = stage.fault_together(given.processes.world, given.processes.sharded)
+    if fault is not None:
+        raise FactoryError(fault)
 
 
 def _teachers(

@@ -200,6 +200,17 @@ class Distillation(_Setting):
         """Training on the drafter's own text: what the recipe says, else what its method says."""
         return self.on_policy or (METHODS[self.method][1] if self.method else None)
 
+    def fault_together(self, world: int, sharded: bool) -> str | None:
+        """Why that many processes cannot train so together, with what to change; None where they can."""
+        if self.batch < world:
+            return (
+                f"distill: `batch: {self.batch}` rows cannot be shared among {world} processes; write a larger batch, "
+                "or launch fewer"
+            )
+        if sharded and (self.rollouts is not None or self.select is not None or self.lora is not None):
+            return "distill: on_policy, select and lora need the drafter whole in every process; launch without FSDP"
+        return None
+
     def steps(self, rows: int) -> int:
         """Optimizer steps for that many rows of text."""
         return max(1, round(self.epochs * rows / (self.batch * self.accumulate)))
