@@ -74,7 +74,7 @@ def _led(
                 _require_first_tokens(made)
                 tasks = tasks_of(made, missing)
                 if not anyway:
-                    require_room(tasks, made, jobs)
+                    require_room(tasks, made, jobs, together=together.world)
                 together.told(([replace(job, progress=_silent) for job in made], tasks))
                 failures = carry_out(tasks, made, progress, jobs, lock, together)
                 _raise(failures, tasks, several=len(made) > 1)

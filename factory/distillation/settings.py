@@ -180,6 +180,11 @@ class Distillation(_Setting):
             faults.append(
                 "teacher: what the drafter will write is in no cache; write `teacher: online`, or no on_policy"
             )
+        if rolls_out and set(kinds) == {"cross_entropy"}:
+            faults.append(
+                "loss: cross_entropy learns nothing from what the drafter writes itself, since it is the likelihood of "
+                "what the target wrote; add another loss, or remove on_policy"
+            )
         if self.pack is not None and rolls_out:
             faults.append("pack: roll-outs cannot be packed; remove pack or on_policy")
         if self.lora is not None and "layers" in self.freeze:

@@ -1,4 +1,4 @@
-"""Builds of every way to distil, killed again and again at any moment: each ends with the bytes of an undisturbed one."""
+"""Builds of every way to distil, killed again and again: each ends with the bytes of an undisturbed one."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,8 @@ def killed_build(nursery: subprocess.Popen[str], recipe: Path, out: Path, after:
         assert time.monotonic() < deadline_s
         time.sleep(0.003)
     time.sleep(pause_s)
-    try:
+    with suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     return int(nursery.stdout.readline())
 
 
