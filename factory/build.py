@@ -21,10 +21,11 @@ from factory.errors import ArtifactError, FactoryError, ModelError, RecipeError,
 from factory.files import locked
 from factory.job import Job, Progress, shapes_of
 from factory.located import locate, model_identity, read_config, require_complete
-from factory.processes import Processes, launched
+from factory.processes import Processes, launched, peers_missed
 from factory.prompts import Entry
 from factory.recipe import Loaded
 from factory.room import require_room, require_room_for_download
+from factory.stages import Distill
 from factory.tasks import Task, tasks_of, wanted, wanting
 from factory.workers import carry_out
 
@@ -45,13 +46,22 @@ def build(
     together = launched()
     if together.world > 1 and jobs > 1:
         raise FactoryError(f"--jobs {jobs} within {together.world} launched processes: give one of the two")
-    if not together.first:
-        return _followed(together)
+    with peers_missed():
+        made = _led(candidates, out, progress, jobs, together, anyway) if together.first else _followed(together)
+        together.end()
+    return made
+
+
+def _led(
+    candidates: Sequence[Loaded], out: Path, progress: Progress, jobs: int, together: Processes, anyway: bool
+) -> list[Artifact]:
+    """Find out what is left to do, tell the others, and do it."""
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         with locked(out) as lock:
             if not anyway:
                 require_room_for_download(candidates, out, progress, jobs)
+            _require_shareable(candidates, together)
             made = _jobs(candidates, out, progress)
             names = {name: (job, count) for job in made for name, count in wanted(job).items()}
             finished = {name: _complete(out / name, job.chain[count - 1]) for name, (job, count) in names.items()}
@@ -64,7 +74,7 @@ def build(
                 _require_first_tokens(made)
                 tasks = tasks_of(made, missing)
                 if not anyway:
-                    require_room(tasks, made, jobs)
+                    require_room(tasks, made, jobs, together=together.world)
                 together.told(([replace(job, progress=_silent) for job in made], tasks))
                 failures = carry_out(tasks, made, progress, jobs, lock, together)
                 _raise(failures, tasks, several=len(made) > 1)
@@ -103,6 +113,18 @@ def _jobs(candidates: Sequence[Loaded], out: Path, progress: Progress) -> list[J
             entries[key] = data.entries(out / ".cache" / "prompts") if data else None
         jobs.append(Job(loaded, located, identity, config, out, entries[key], progress))
     return jobs
+
+
+def _require_shareable(candidates: Sequence[Loaded], together: Processes) -> None:
+    """Raises RecipeError with each stage, and its line, that this many processes cannot do together."""
+    faults: dict[str, None] = {}
+    for loaded in candidates:
+        for index, stage in enumerate(loaded.recipe.stages):
+            fault = stage.fault_together(together.world, together.sharded) if isinstance(stage, Distill) else None
+            if fault is not None:
+                faults[f"{loaded.place(index)}: {fault}"] = None
+    if faults:
+        raise RecipeError("\n".join(faults))
 
 
 def _require_same_sizes(candidates: Sequence[Loaded], config: dict[str, Any]) -> None:

@@ -7,57 +7,28 @@ matter of minutes or of days, not for a timetable.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
+from factory.amounts import Effort, Text
 from factory.anatomy import BITS
+from factory.distillation.settings import Distillation
 from factory.edit import Shape
 from factory.files import SHARD_BYTES
 from factory.forecast import step_seconds
 from factory.given import CacheSettings
-from factory.limits import CACHE_SHARD_ROWS, LOGITS_BYTES, READ_ROWS, REMEMBERED_BYTES, SCORED_ROWS
+from factory.limits import CACHE_SHARD_ROWS, LOGITS_BYTES, READ_ROWS, SCORED_ROWS
 from factory.profile import DeviceProfile
 from factory.sources import BOS, UNASKED_TEXTS, Data, HubPrompts
-from factory.stages.base import QuantizingStage, Stage, StructuralStage, TrainingStage
+from factory.stages.base import QuantizingStage, Stage, StructuralStage
+from factory.training_effort import training
 
 PROMPT_TOKENS = 256  # taken for prompts of a dataset, which is not read for a forecast
 CHARACTERS_PER_TOKEN = 4
 COLUMN_S = 1e-4  # taken for one column of GPTQ, which goes column by column with small kernels
-TRAINING_EFFICIENCY = 0.5  # taken for the share of a training step that is matrix products at their peak
 DISK_BYTES_PER_S = 0.5e9  # taken for reading, hashing and writing weights
-MASTER_BYTES = 16  # a weight in training: float32 value, gradient, and AdamW's two moments
-CHECKPOINT_BYTES = 2 * 12  # a weight in a checkpoint and in the one that replaces it
 LOGITS_PASSES = 8  # taken for how often float32 logits pass through memory until their top k are known
 COMPARED_BYTES = 2 * 4  # a weight of a quantised drafter's source in float32, and at most as much of one other model
-
-
-@dataclass(frozen=True)
-class Text:
-    """The text that a recipe learns from, in sizes."""
-
-    rows: int
-    prompt_tokens: int
-    new_tokens: int  # that the target writes to each; 0 where the prompts are the text
-    batch: int
-
-    @property
-    def row_tokens(self) -> int:
-        """Tokens of one row."""
-        return self.prompt_tokens + self.new_tokens
-
-    @property
-    def answer_tokens(self) -> int:
-        """Tokens of one row that are learned."""
-        return self.new_tokens or self.row_tokens
-
-
-@dataclass(frozen=True)
-class Effort:
-    """What one step takes. `disk_bytes` stay; a training stage's checkpoints are counted at their largest."""
-
-    memory_bytes: float  # at the peak
-    seconds: float
-    disk_bytes: float
 
 
 def text_of(data: Data | None) -> Text | None:
@@ -126,8 +97,9 @@ def effort_of(
     files_s = (before.weight_bytes + after.weight_bytes) / DISK_BYTES_PER_S
     if isinstance(stage, QuantizingStage):
         return _quantizing(stage, before, after, held, text, files_s, profile)
-    if isinstance(stage, TrainingStage) and stage.needs_text and text is not None:
-        return _training(stage, before, target, text, files_s, profile, dtype)
+    if isinstance(stage, Distillation) and text is not None:
+        found = training(stage, before, target, text, profile, dtype)
+        return replace(found, seconds=found.seconds + files_s)
     return _structural(stage, before, after, target, held, text, profile, dtype)
 
 
@@ -155,38 +127,6 @@ def _structural(
     scoring_s = before.step_operations * scored / profile.peak(dtype)
     files_s = ((before.weight_bytes if loads else after.weight_bytes) + 2 * after.weight_bytes) / DISK_BYTES_PER_S
     return Effort(loaded + streaming, files_s + scoring_s, after.weight_bytes)
-
-
-def _training(
-    stage: TrainingStage, drafter: Shape, target: Shape, text: Text, files_s: float, profile: DeviceProfile, dtype: str
-) -> Effort:
-    """Forward and backward of the drafter, 6 N T operations, and forward of the target, 2 N T, at half of the peak.
-
-    To that AdamW's traffic, 28 bytes a weight and optimizer step, and the host's time: the drafter's
-    layers three times, the target's once; where a teacher cache is read, the target computes nothing.
-    Activations: 34 T D L bytes in half precision, twice that in float32 (Korthikanti et al., arXiv
-    2205.05198, attention scores not kept).
-    """
-    epochs = float(getattr(stage, "epochs", 1.0))
-    batch, accumulate = int(getattr(stage, "batch", 8)), int(getattr(stage, "accumulate", 1))
-    chunk = int(getattr(stage, "chunk", 1024))
-    half = BITS[dtype] == 16
-    tokens = epochs * text.rows * text.row_tokens
-    remembered = text.rows * text.answer_tokens * target.hidden * BITS[dtype] / 8
-    keeps = epochs > 1 and remembered <= REMEMBERED_BYTES and stage.cached is None
-    read = text.rows * text.row_tokens if keeps else tokens
-    read = read if stage.cached is None else 0
-    operations = 3 * drafter.step_operations * tokens + target.step_operations * read
-    steps = max(1, round(epochs * text.rows / (batch * accumulate)))
-    updates_s = steps * 28 * drafter.parameters / profile.bandwidth_bytes_per_s
-    reading_layers = target.layers if stage.cached is None else 0
-    host_s = steps * accumulate * (3 * drafter.layers + reading_layers) * profile.layer_overhead_s
-    seconds = operations / profile.peak(dtype) / TRAINING_EFFICIENCY + updates_s + host_s + files_s
-    activations = (34 if half else 68) * batch * text.row_tokens * drafter.hidden * drafter.layers
-    logits = 4 * 4 * min(chunk, batch * text.row_tokens) * target.head_rows
-    memory = target.weight_bytes + MASTER_BYTES * drafter.parameters + activations + logits
-    memory += remembered if keeps else 0
-    return Effort(memory, seconds, drafter.weight_bytes + CHECKPOINT_BYTES * drafter.parameters)
 
 
 def _tokens(rows: int, text: Text | None, shape: Shape) -> int:

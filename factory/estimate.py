@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from factory.amounts import Effort
 from factory.anatomy import shape_from_config, stored_as
 from factory.disk import free_bytes
 from factory.edit import Shape
-from factory.effort import PROMPT_TOKENS, Effort, caching, effort_of, text_of, writing
+from factory.effort import PROMPT_TOKENS, caching, effort_of, text_of, writing
 from factory.errors import FactoryError, UnsupportedModel
 from factory.forecast import ALPHAS, LOW_CEILING, Costs, cost_ratio, costs_in_bytes, costs_in_time, served, unpacked
 from factory.given import CacheSettings

@@ -7,8 +7,19 @@ Every process runs the same tasks in the same order. The first writes what is on
 from __future__ import annotations
 
 import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
+
+from factory.errors import FactoryError
+
+_PATIENCE = timedelta(days=7)  # how long one waits for the others: the first may be fetching a target, or quantising
+_WATCH_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,13 @@ class Processes:
     def first(self) -> bool:
         """Whether it is the one that writes and speaks."""
         return self.rank == 0
+
+    def end(self) -> None:
+        """Take leave of the others, at the end of a build that went well."""
+        if self.world > 1:
+            from accelerate import PartialState
+
+            PartialState().destroy_process_group()
 
     def wait(self) -> None:
         """Until all are here."""
@@ -67,13 +85,54 @@ class Processes:
 ALONE = Processes()
 
 
+def world_size() -> int:
+    """How many processes were launched together, by what the launcher says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks: alone, or the first of those launched together."""
+    return world_size() <= 1 or os.environ.get("RANK", "0") == "0"
+
+
+def spoken(message: str) -> str:
+    """A message, which says of which process it is where that is not the first."""
+    return message if is_first() else f"process {os.environ['RANK']} of {world_size()} (counted from 0): {message}"
+
+
 def launched() -> Processes:
     """This process as it was launched; connects it to the others at the first call."""
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+    if world_size() <= 1:
         return ALONE
+    # accelerate's --use_fsdp tells transformers to read weights in the first process only, and to have them sent later.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    threading.Thread(target=_end_with_the_launcher, args=(os.getppid(),), daemon=True).start()
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    with peers_missed():
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     return Processes(state.process_index, state.num_processes, sharded)
+
+
+@contextmanager
+def peers_missed() -> Iterator[None]:
+    """Raises FactoryError where an exchange fails since another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:  # torch has no class of its own for what gloo says
+        if not re.search(r"gloo|nccl|Connection (closed|reset|refused)", str(error), re.IGNORECASE):
+            raise
+        reason = str(error).strip().splitlines()[0][:200]
+        raise FactoryError(
+            "another process of this build has ended, and this one cannot go on without it; what that one said tells "
+            f"why. What is finished is kept: the same command goes on from there ({reason})"
+        ) from error
+
+
+def _end_with_the_launcher(launcher: int) -> None:
+    """Whoever kills the launcher ends the build: nothing is to be written where nobody holds the lock."""
+    while os.getppid() == launcher:
+        time.sleep(_WATCH_S)
+    os._exit(1)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from factory import profile
+from factory.amounts import Effort
 from factory.disk import free_bytes
-from factory.effort import Effort
 from factory.errors import FactoryError, ModelError
 from factory.estimate import Forecast, forecast_recipe
 from factory.hub import snapshot
@@ -55,10 +55,13 @@ def _unseen(loaded: Loaded, target: str, out: Path, progress: Progress) -> Job:
     return Job(loaded, Located(Path(target), None), "", {}, out, entries, progress)
 
 
-def require_room(tasks: Sequence[Task], made: Sequence[Job], jobs: int, download_bytes: float = 0.0) -> None:
+def require_room(
+    tasks: Sequence[Task], made: Sequence[Job], jobs: int, download_bytes: float = 0.0, together: int = 1
+) -> None:
     """Raises FactoryError where these tasks are forecast not to fit into this machine's memory or `out`'s disk.
 
-    Memory: that of the largest tasks, of as many as `jobs` processes do at once; each holds its own target. Disk:
+    Memory: that of the largest tasks, of as many as `jobs` processes do at once; each holds its own target, and so does
+    each of those launched `together`, which share a CPU's memory but no accelerator's. Disk:
     what every task leaves behind, and the checkpoints of those that run at once; what an earlier try left is there.
     """
     here = profile.load()
@@ -87,6 +90,11 @@ def require_room(tasks: Sequence[Task], made: Sequence[Job], jobs: int, download
     elif limit is not None and needed > limit:
         said = f"{at_once} processes at once need about {size(needed)} of memory"
         faults.append(f"{said}, and {here.name} has {size(limit)}; give a smaller --jobs")
+    elif limit is not None and here.kind == "cpu" and together * largest > limit:
+        said = (
+            f"{together} processes need about {size(together * largest)} of memory, and {here.name} has {size(limit)}"
+        )
+        faults.append(f"{said}; launch fewer")
     if free is not None and disk > free:
         faults.append(
             f"what is left to do needs about {size(disk)} of disk, and {size(free)} are free; give another --out"

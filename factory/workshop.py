@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from factory.anatomy import shape_from_config, stored_as, stored_dtype
 from factory.artifact import Artifact, write_manifest
 from factory.carving import carve_folder, copy_beside
 from factory.data import Corpus, TextBlocks, corpus, split_held_out
+from factory.disk import DiskError
 from factory.edit import Edit
 from factory.encoding import Encoder, Prompts
 from factory.errors import DataError, FactoryError
@@ -185,13 +187,25 @@ class Workshop:
         if stage.needs_text:
             self.write_text()  # together, where it has to be made or read again
         if processes.first or isinstance(stage, Distill):
-            self._run(stage, source, working)
+            with self._told_where(count):
+                self._run(stage, source, working)
+        processes.wait()  # until nobody reads there any more
         if processes.first:
             working.rename(folder)
             for path in (folder / "checkpoint.pt", folder / "best.pt"):
                 path.unlink(missing_ok=True)
             shutil.rmtree(folder / "reference", ignore_errors=True)
         processes.wait()
+
+    @contextmanager
+    def _told_where(self, count: int) -> Iterator[None]:
+        """What goes wrong in stage number `count` is told with its line. A full disk is no fault of the recipe's."""
+        try:
+            yield
+        except DiskError:
+            raise
+        except FactoryError as error:
+            raise type(error)(f"{self._job.loaded.place(count - 1)}: {error}") from error
 
     def _run(self, stage: AnyStage, source: Path, working: Path) -> None:
         """Apply a stage to the model in `source`; its model and its record are left in `working`."""

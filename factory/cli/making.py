@@ -11,6 +11,7 @@ import typer
 
 from factory.cli.shell import JsonOption, QuietOption, SetOption, TargetOption, app, reported
 from factory.errors import FactoryError
+from factory.processes import is_first
 from factory.progress import shown_progress
 
 
@@ -40,7 +41,7 @@ def build(
     candidates[0].require_target()  # before torch is imported
     from factory.build import build as build_candidates
 
-    with shown_progress(quiet) as progress:
+    with shown_progress(quiet or not is_first()) as progress:
         artifacts = build_candidates(candidates, out, progress, jobs=jobs, anyway=yes)
     if not artifacts:  # one of several launched processes, of which the first tells of what was made
         return
@@ -67,5 +68,6 @@ def _default_recipe(target: str | None, out: Path) -> Path:
     path = out / ".cache" / "recipes" / f"{made.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, made.text)
-    typer.echo(f"{made.reason}\nthe recipe is {path}: copy it to change it", err=True)
+    if is_first():
+        typer.echo(f"{made.reason}\nthe recipe is {path}: copy it to change it", err=True)
     return path

@@ -16,6 +16,7 @@ import typer
 
 from factory import __version__
 from factory.errors import FactoryError
+from factory.processes import is_first, spoken, world_size
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -51,20 +52,30 @@ def reported(command: Callable[Arguments, Result]) -> Callable[Arguments, Result
         except (typer.Exit, BrokenPipeError):
             raise
         except FactoryError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(2) from None
+            typer.echo(spoken(str(error)), err=True)
+            raise _exit(2) from None
         except KeyboardInterrupt:
-            typer.echo("\ninterrupted: what is finished is kept, and the same command goes on from there", err=True)
-            raise typer.Exit(130) from None
+            if is_first():
+                typer.echo("\ninterrupted: what is finished is kept, and the same command goes on from there", err=True)
+            raise _exit(130) from None
         except Exception as error:
             first_line = (str(error).strip() or "no message").splitlines()[0]
             message = (
                 f"a fault of this program: {type(error).__name__}: {first_line}\nthe traceback is in {_log(error)}"
             )
-            typer.echo(message, err=True)
-            raise typer.Exit(1) from None
+            typer.echo(spoken(message), err=True)
+            raise _exit(1) from None
 
     return wrapper
+
+
+def _exit(code: int) -> typer.Exit:
+    """The end of a command that failed. Of several launched processes one ends at once, waiting for nobody."""
+    if world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return typer.Exit(code)
 
 
 def _log(error: Exception) -> Path:

@@ -14,7 +14,7 @@ from factory.distillation.lesson import Lessons
 from factory.distillation.selection import reference_losses
 from factory.distillation.settings import Distillation
 from factory.distillation.training import Training
-from factory.errors import FactoryError
+from factory.errors import DataError, FactoryError
 from factory.given import Given
 from factory.teacher import CachedTeacher, OnlineTeacher, Teacher
 from factory.teacher_cache import TeacherCache
@@ -39,15 +39,13 @@ def distil(stage: Distillation, drafter: PreTrainedModel, given: Given, version:
 
 
 def _require_possible(stage: Distillation, given: Given) -> None:
-    processes = given.processes
-    if stage.batch < processes.world:
-        raise FactoryError(
-            f"distill: `batch: {stage.batch}` rows cannot be shared among {processes.world} processes; write a larger "
-            "batch, or launch fewer"
-        )
-    if processes.sharded and (stage.rollouts is not None or stage.select is not None or stage.lora is not None):
-        raise FactoryError(
-            "distill: on_policy, select and lora need the drafter whole in every process; launch without FSDP"
+    fault = stage.fault_together(given.processes.world, given.processes.sharded)
+    if fault is not None:
+        raise FactoryError(fault)
+    longest = int(given.text.length.max()) if given.text is not None else 0
+    if stage.pack is not None and longest > stage.pack:
+        raise DataError(
+            f"distill: a row of {longest} tokens is longer than `pack: {stage.pack}`; write a larger `pack`"
         )
 
 

@@ -181,6 +181,11 @@ class Distillation(_Setting):
             faults.append(
                 "teacher: what the drafter will write is in no cache; write `teacher: online`, or no on_policy"
             )
+        if rolls_out and set(kinds) == {"cross_entropy"}:
+            faults.append(
+                "loss: cross_entropy learns nothing from what the drafter writes itself, since it is the likelihood of "
+                "what the target wrote; add another loss, or remove on_policy"
+            )
         if self.pack is not None and rolls_out:
             faults.append("pack: roll-outs cannot be packed; remove pack or on_policy")
         if self.lora is not None and "layers" in self.freeze:
@@ -200,6 +205,17 @@ class Distillation(_Setting):
     def rollouts(self) -> OnPolicy | None:
         """Training on the drafter's own text: what the recipe says, else what its method says."""
         return self.on_policy or (METHODS[self.method][1] if self.method else None)
+
+    def fault_together(self, world: int, sharded: bool) -> str | None:
+        """Why that many processes cannot train so together, with what to change; None where they can."""
+        if self.batch < world:
+            return (
+                f"distill: `batch: {self.batch}` rows cannot be shared among {world} processes; write a larger batch, "
+                "or launch fewer"
+            )
+        if sharded and (self.rollouts is not None or self.select is not None or self.lora is not None):
+            return "distill: on_policy, select and lora need the drafter whole in every process; launch without FSDP"
+        return None
 
     def steps(self, rows: int) -> int:
         """Optimizer steps for that many rows of text."""

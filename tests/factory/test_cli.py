@@ -18,6 +18,7 @@ from factory import __version__, cli, progress
 from factory.cli import shell
 from factory.errors import DataError
 from factory.estimate import WITHOUT_CONFIG
+from factory.stages import Distill
 
 ROOT = Path(__file__).resolve().parents[2]
 ANY = ROOT / "recipes" / "demo" / "any.yaml"
@@ -110,6 +111,54 @@ def test_check_forecasts_from_the_config_alone(factory: Callable[..., tuple[int,
     assert record["candidates"][0]["forecast"]["profile"]["kind"] == "cuda"
     code, _, err = factory("check", ANY, "--device", "h20")
     assert (code, err.splitlines()[0].split(";")[0]) == (2, "--device h20: no such profile")
+
+
+EVERY_KEY = """\
+name: every
+target: {model: TARGET}
+data: {prompts: bos, samples: 1000}
+stages:
+  - {kind: drop_layers, keep: 2}
+  - {kind: fresh, inherit: [embedding]}
+  - kind: distill
+    method: seq_kd
+    loss: [{kind: jsd, beta: 0.3}, {kind: lk_hybrid, eta: 2.0, weight: [[0, 0.0], [0.5, 1.0]]}]
+    temperature: 2.0
+    teacher: cache
+    top_k: 32
+    select: {keep: 0.4, reference_epochs: 0.5}
+    epochs: 3
+    lr: 1.0e-3
+    warmup: 0.1
+    final_lr: 0.0
+    optimizer: muon
+    weight_decay: 0.1
+    clip: 0.5
+    ema: 0.99
+    freeze: [embedding, norms]
+    lora: 8
+    batch: 16
+    accumulate: 2
+    pack: 512
+    gradient_checkpointing: true
+    compile: true
+    checkpoint_every: 10
+    check_every: 5
+    patience: 3
+    keep: last
+  - {kind: distill, loss: tv, on_policy: {share: [[0, 0.1], [1, 1.0]], begin: prompt, new_tokens: 16, decay: 0.9}}
+"""
+
+
+def test_check_forecasts_every_way_to_distil(factory: Callable[..., tuple[int, str, str]], target: Path) -> None:
+    Path("every.yaml").write_text(EVERY_KEY.replace("TARGET", str(target)))
+    assert [name for name in Distill.model_fields if not re.search(rf"\b{name}:", EVERY_KEY)] == []
+    code, said, _ = factory("check", "every.yaml", "--json")
+    assert code == 0
+    (record,) = json.loads(said.splitlines()[-1])["recipes"]
+    steps = record["candidates"][0]["forecast"]["steps"]
+    assert [step["step"] for step in steps] == "target text teacher drop_layers fresh distill distill".split()
+    assert all(step["seconds"] > 0 and step["peak_memory_bytes"] > 0 for step in steps[1:])
 
 
 def test_check_reads_folders_and_patterns_once_and_tells_all_faults(

@@ -14,9 +14,10 @@ from huggingface_hub import constants
 from pyarrow import parquet
 
 from factory import hub
+from factory.amounts import Effort, Text
 from factory.anatomy import shape_from_config
 from factory.edit import Shape
-from factory.effort import CHECKPOINT_BYTES, DISK_BYTES_PER_S, MASTER_BYTES, effort_of, text_of, writing
+from factory.effort import DISK_BYTES_PER_S, effort_of, text_of, writing
 from factory.errors import FactoryError, UnsupportedModel
 from factory.estimate import Forecast, forecast_recipe
 from factory.forecast import (
@@ -34,6 +35,7 @@ from factory.profile import BUILT_IN, DeviceProfile
 from factory.recipe import load
 from factory.sources import Data, FilePrompts, HubPrompts
 from factory.stages import Distill, DropLayers, Gptq
+from factory.training_effort import BEST_BYTES, CHECKPOINT_BYTES, MASTER_BYTES
 from factory.wording import count, seconds, size
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -193,7 +195,7 @@ def test_effort_by_hand() -> None:
     arithmetic_s = (3 * drafter.step_operations * tokens + target.step_operations * tokens / 2) / 1e4 / 0.5
     assert found.seconds == pytest.approx(arithmetic_s + 40 * 28 * drafter.parameters / 1e3, rel=1e-3)
     assert found.memory_bytes > target.weight_bytes + MASTER_BYTES * drafter.parameters
-    assert found.disk_bytes == drafter.weight_bytes + CHECKPOINT_BYTES * drafter.parameters
+    assert found.disk_bytes == drafter.weight_bytes + (CHECKPOINT_BYTES + BEST_BYTES) * drafter.parameters
 
     dropped = effort_of(DropLayers(kind="drop_layers", keep=1), target, drafter, target, text, DEVICE, "float32")
     embedding = 4 * target.embedding_rows * target.hidden
@@ -215,6 +217,68 @@ def test_effort_by_hand() -> None:
     for found, rows in zip(quantised, (10, 100, 100), strict=True):  # the text has no more
         compared = 2 * 4 * drafter.parameters
         assert found.memory_bytes == target.weight_bytes + compared + hessian + 2 * 4 * rows * 32 * 16
+
+
+def distilling(**fields: object) -> Effort:
+    """Of a drafter of one layer, 32-bit; its matrices have 2,560 weights, its embedding and head 1,600 each."""
+    text = Text(rows=100, prompt_tokens=1, new_tokens=31, batch=10)
+    stage = Distill.model_validate_json(json.dumps({"kind": "distill", "batch": 5, **fields}))
+    return effort_of(stage, small(1), small(1), small(4), text, DEVICE, "float32")
+
+
+def test_what_each_way_to_distil_takes() -> None:
+    drafter, plain = small(1), distilling()
+    weights, matrices, target_s = drafter.parameters, drafter.layer_parameters, small(4).step_operations * 3200 / 5e3
+    assert matrices == 2_560 and not drafter.tied
+
+    cached = distilling(teacher="cache")  # the target computes nothing, and keeps nothing of the held-out text
+    assert plain.seconds - cached.seconds == pytest.approx(target_s)
+    assert plain.memory_bytes - cached.memory_bytes == 100 * 31 * 16 * 4
+
+    mean = distilling(ema=0.99)
+    assert mean.memory_bytes - plain.memory_bytes == 4 * weights
+    assert mean.disk_bytes - plain.disk_bytes == 2 * 4 * weights
+    assert mean.seconds - plain.seconds == pytest.approx(20 * 12 * weights / 1e3)
+
+    muon = distilling(optimizer="muon")  # one moment less for matrices
+    assert plain.memory_bytes - muon.memory_bytes == 4 * matrices
+    assert plain.disk_bytes - muon.disk_bytes == 2 * 4 * matrices
+    assert muon.seconds > plain.seconds
+
+    adapters = 2 * sum(inputs + outputs for inputs, outputs in drafter.layer_matrices)
+    lora = distilling(lora=2)
+    assert plain.memory_bytes - lora.memory_bytes == 12 * weights - 16 * adapters - 4 * matrices
+    assert lora.disk_bytes - plain.disk_bytes == 2 * (12 * adapters - 8 * weights) + 4 * adapters
+    frozen = distilling(freeze=["embedding", "head"])
+    assert plain.memory_bytes - frozen.memory_bytes == 12 * 2 * 1_600
+    assert frozen.seconds < plain.seconds
+
+    deep = Distill(kind="distill", batch=5), Distill(kind="distill", batch=5, gradient_checkpointing=True)
+    text = Text(rows=100, prompt_tokens=1, new_tokens=31, batch=10)
+    kept, again = (effort_of(stage, small(8), small(8), small(8), text, DEVICE, "float32") for stage in deep)
+    assert kept.memory_bytes - again.memory_bytes == (7 * 68 - 8 * 4) * 160 * 16
+    assert again.seconds - kept.seconds == pytest.approx(small(8).step_operations * 3200 / 5e3)
+
+    chosen = distilling(select={"keep": 0.5, "reference_epochs": 2.0})
+    assert chosen.seconds > 3 * (plain.seconds - target_s)  # three epochs of the drafter, and a reading
+    assert chosen.memory_bytes - plain.memory_bytes == 4 * weights
+    assert chosen.disk_bytes - plain.disk_bytes == 12 * weights
+
+    own = distilling(on_policy={"share": 0.4, "new_tokens": 8})  # two of five rows in each of 20 passes
+    rolled_s = 20 * 8 * step_seconds(drafter, 2, DEVICE, "float32")
+    learned = (3 * drafter.step_operations + small(4).step_operations) * 0.4 * 100 / 5e3
+    # behind 1 token and half of the 31 stand 8 new ones: 24 in place of 32
+    assert own.seconds - plain.seconds == pytest.approx(rolled_s - 8 * learned)
+    rising = distilling(on_policy={"share": [[0, 0.0], [1, 0.8]], "new_tokens": 8})
+    assert rising.seconds == pytest.approx(own.seconds)
+    assert distilling(method="on_policy_gkd").seconds > distilling(method="f_distill").seconds > plain.seconds
+
+
+def test_the_forecast_knows_how_many_logits_are_held() -> None:
+    from factory.limits import LOGITS_BYTES
+    from factory.tensors.fused import CHUNK_BYTES
+
+    assert CHUNK_BYTES == LOGITS_BYTES
 
 
 def test_text_of_prompts_in_a_file_is_measured(tmp_path: Path) -> None:

@@ -161,5 +161,14 @@ def test_processes_at_once_each_need_their_memory(jobs: list[Job], machine: Mach
     machine(3 * peak, 1 << 40)
     require(jobs, processes=8)
     machine(peak - 2, 1 << 40)
-    with pytest.raises(FactoryError, match=r"x--lr0\.001: text needs about .* of memory, and CPU as built in has"):
+    with pytest.raises(FactoryError, match=r"x--lr0\.\d+: distill needs about .* of memory, and CPU as built in has"):
         require(jobs)
+
+
+def test_launched_processes_share_a_cpus_memory(jobs: list[Job], machine: Machine) -> None:
+    peak = int(forecast_of(jobs[0]).peak_memory_bytes) + 1
+    tasks = tasks_of(jobs, {job.name: 2 for job in jobs})
+    machine(2 * peak, 1 << 40)
+    room.require_room(tasks, jobs, 1, together=2)
+    with pytest.raises(FactoryError, match=r"3 processes need about .* of memory, .*; launch fewer"):
+        room.require_room(tasks, jobs, 1, together=3)
