@@ -76,7 +76,7 @@ def caching(text: Text, settings: CacheSettings, target: Shape, profile: DeviceP
     the activations of one layer at 34 D bytes a token in half precision, the logits thrice, a shard's rows twice.
     """
     answers = text.rows * text.answer_tokens
-    kept = min(settings.top_k, target.head_rows)
+    kept = min(settings.top_k, target.head_rows) + settings.drawn
     token_bytes = kept * (2 + (2 if target.head_rows <= 1 << 16 else 4)) + 4
     stays = answers * token_bytes
     computing_s = target.step_operations * text.rows * text.row_tokens / profile.peak(dtype)

@@ -22,6 +22,7 @@ class CacheSettings:
 
     temperature: float
     top_k: int
+    drawn: int = 0  # tokens drawn from all others
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ class Job:
             "text": self.text_digest,
             "temperature": settings.temperature,
             "top_k": settings.top_k,
+            "drawn": settings.drawn,
             "version": VERSION,
         }
 

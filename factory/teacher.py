@@ -86,4 +86,6 @@ class CachedTeacher:
         """Of those rows of the text."""
         ids, log_p, tail = self._cache.rows([self._index[row] for row in rows])
         place = self._device
-        return TopPredictions(ids.to(place), log_p.to(place), tail.to(place), self._cache.temperature)
+        return TopPredictions(
+            ids.to(place), log_p.to(place), tail.to(place), self._cache.temperature, self._cache.drawn
+        )

@@ -47,6 +47,10 @@ class Settings(Protocol):
     def top_k(self) -> int:
         """Tokens kept of each position."""
 
+    @property
+    def drawn(self) -> int:
+        """Tokens drawn to stand for all others."""
+
 
 def write_cache(
     target: PreTrainedModel,
@@ -75,7 +79,7 @@ def write_cache(
         if (folder / META).is_file():
             require_key(folder, read_meta(folder)["key"], whole)
         counts = text.answer_mask.sum(-1).tolist()
-        kept = min(settings.top_k, _vocabulary(target))
+        kept = _kept(target, settings)
         progress(0, len(text), "the teacher reads")
         for number, rows in enumerate(row_ranges(len(text))):
             path = shard_path(folder, number)
@@ -84,12 +88,19 @@ def write_cache(
             progress(rows.stop, len(text), "the teacher reads")
         wait()
         if rank == 0:
-            write_meta(folder, whole, len(text), _vocabulary(target), kept)
+            drawn = settings.drawn if settings.top_k < _vocabulary(target) else 0
+            write_meta(folder, whole, len(text), _vocabulary(target), kept, drawn)
         wait()
 
 
 def _whole_key(key: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    return {**key, "temperature": settings.temperature, "top_k": settings.top_k}
+    return {**key, "temperature": settings.temperature, "top_k": settings.top_k, "drawn": settings.drawn}
+
+
+def _kept(target: PreTrainedModel, settings: Settings) -> int:
+    """Tokens kept of each position, those that are drawn among them."""
+    vocabulary = _vocabulary(target)
+    return settings.top_k + settings.drawn if settings.top_k < vocabulary else vocabulary
 
 
 def _vocabulary(target: PreTrainedModel) -> int:
@@ -117,7 +128,8 @@ def _read_rows(
         counts += mask.sum(-1).tolist()
         hidden = hidden_states(target, chosen.ids.to(target.device), mask.to(target.device))  # [N, D]
         for start in range(0, len(hidden), chunk):
-            found = _predictions(head(hidden[start : start + chunk]), settings)
+            generator = torch.Generator().manual_seed(first * 1_000_003 + start)  # a function of the place alone
+            found = _predictions(head(hidden[start : start + chunk]), settings, generator)
             if not bool(torch.isfinite(found[3]).all()):
                 raise ModelError(
                     f"{target.config.name_or_path}: a prediction in rows {first} to {first + len(chosen) - 1} of the "
@@ -128,7 +140,7 @@ def _read_rows(
             tail.append(found[2].cpu())
             rounding += found[3].double().sum().cpu()
         progress(first + len(chosen), len(text), "the teacher reads")
-    kept = min(settings.top_k, vocabulary)
+    kept = _kept(target, settings)
     return {
         "ids": torch.cat([torch.empty((0, kept), dtype=id_type), *ids]),  # [M, k]
         "log_p": torch.cat([torch.empty((0, kept), dtype=torch.float16), *log_p]),  # [M, k]
@@ -139,16 +151,30 @@ def _read_rows(
 
 
 def _predictions(
-    logits: torch.Tensor, settings: Settings
+    logits: torch.Tensor, settings: Settings, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of logits [C, V]: ids [C, k], likeliest first; log_p [C, k] float16; tail [C]; what rounding moves [C]."""
+    """Of logits [C, V]: ids [C, k + m], likeliest first, then drawn; log_p of these in float16; tail [C]; what rounding
+    of the k moves [C]."""
     every = torch.log_softmax(logits.float() / settings.temperature, -1)
     exact, ids = every.topk(min(settings.top_k, every.shape[-1]), -1)
-    tail = every.scatter_(-1, ids, -torch.inf).exp_().sum(-1)
+    others = every.scatter(-1, ids, -torch.inf).exp_()
+    tail = others.sum(-1)
     log_p = exact.clamp_(min=torch.finfo(torch.float16).min).half()  # an infinite one would make a NaN of 0 x log 0
     read_log_p, read_tail = normalised(log_p, tail)
     rounding = ((read_log_p.exp() - exact.exp()).abs().sum(-1) + (read_tail - tail).abs()) / 2
+    if settings.drawn and settings.top_k < every.shape[-1]:
+        drawn = _draw(others, settings.drawn, generator)
+        its_log_p = every.gather(-1, drawn).clamp_(min=torch.finfo(torch.float16).min).half()
+        ids, log_p = torch.cat((ids, drawn), -1), torch.cat((log_p, its_log_p), -1)
     return ids, log_p, tail, rounding
+
+
+def _draw(others: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:  # [C, V] -> [C, count] int64
+    """Tokens drawn in proportion to `others`, one from each `count`-th part of their mass, so that they lie apart."""
+    mass = others.double().cumsum(-1)  # in float32 it would miss the last tokens of a large vocabulary
+    uniform = torch.rand((len(others), count), generator=generator, dtype=torch.float64).to(others.device)
+    places = (torch.arange(count, device=others.device) + uniform) / count * mass[:, -1:]
+    return torch.searchsorted(mass, places, right=True).clamp_(max=others.shape[-1] - 1)
 
 
 class TeacherCache:
@@ -177,6 +203,11 @@ class TeacherCache:
         return float(self._meta["key"]["temperature"])
 
     @property
+    def drawn(self) -> int:
+        """Tokens of each position that stand for all others, the last ones in `rows`."""
+        return int(self._meta["drawn"])
+
+    @property
     def facts(self) -> dict[str, Any]:
         """For reports: sizes, and what is left out. `alpha_bound` is at most what it moves a mean overlap by."""
         names = ("rows", "positions", "kept", "bytes", "bytes_per_position")
@@ -185,6 +216,7 @@ class TeacherCache:
         return {
             "temperature": self.temperature,
             "top_k": self._meta["key"]["top_k"],
+            "drawn": self.drawn,
             **{name: self._meta[name] for name in names},
             "share_of_full_float16": self._meta["bytes_per_position"] / full_bytes,
             **{name: self._meta[name] for name in bounds},
@@ -193,9 +225,9 @@ class TeacherCache:
     def rows(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The predictions at the answer positions of those rows of the whole text, row after row.
 
-        Returns ids [N, k] int64, likeliest first; log_p [N, k] float16 and tail [N] float32, as they are stored: who
-        computes with them divides by their sum. Only these rows are read. Raises DataError where a shard is missing
-        or damaged, IndexError beyond the last row.
+        Returns ids [N, k + m] int64, likeliest first, the last m drawn; log_p of them in float16 and tail [N] in
+        float32, as they are stored: who computes with them divides by their sum. Only these rows are read. Raises
+        DataError where a shard is missing or damaged, IndexError beyond the last row.
         """
         found = [self._row(int(index)) for index in indices]
         kept = self._meta["kept"]
@@ -219,7 +251,8 @@ class TeacherCache:
             ids, log_p, tail = (shard.get_slice(name)[chosen] for name in ("ids", "log_p", "tail"))
         except (SafetensorError, IndexError) as error:
             raise damaged(path, str(error)) from error
-        wrong = (log_p.float().exp().sum(-1) + tail - 1).abs() > _MOST_ROUNDING
+        top = log_p[:, : log_p.shape[1] - self.drawn].float()
+        wrong = (top.exp().sum(-1) + tail - 1).abs() > _MOST_ROUNDING
         if bool(wrong.any()) or (len(ids) and int(ids.long().max()) >= self._meta["vocabulary"]):
             raise damaged(path, f"row {index} holds no distribution")
         return ids, log_p, tail

@@ -11,10 +11,14 @@ log-probability by at most 2^-11 of itself, so the kept mass by at most 2^-11 of
 negative, and would be mostly noise where r is small. So what is stored is exact where it can be, and who computes with
 it makes a distribution of it: all k + 1 outcomes are divided by their sum.
 
+With draws, m of the other tokens follow the k likeliest, drawn in proportion to p, one from each m-th part of the
+tail's mass: they stand for the others, and sums over them are right in the mean (`factory/tensors/predictions.py`).
+
 What this does to a measured overlap, the sum of min(p, q): the k + 1 outcomes overstate it by at most min(r, q's tail),
 since within the tail the two may share anything from nothing to that; rounding changes it by at most half the sum of
 |p - stored p|, which is measured while p is at hand. The mean of both over positions is `alpha_bound`, at the cache's
-temperature.
+temperature. With draws a mean over many positions errs by chance alone, both ways: then `alpha_bound` is 1.96 standard
+errors of it at most, and rounding.
 
 Torch is needed by nobody who only asks whether a cache is finished.
 """
@@ -36,7 +40,7 @@ from factory.provenance import sha256_text
 if TYPE_CHECKING:
     import torch
 
-VERSION = 1  # raised by hand when what is written for equal input changes: enters the key
+VERSION = 2  # raised by hand when what is written for equal input changes: enters the key
 META = "meta.json"
 
 
@@ -90,10 +94,10 @@ def write_shard(path: Path, tensors: dict[str, torch.Tensor], key: Mapping[str, 
         raise
 
 
-def write_meta(folder: Path, key: Mapping[str, Any], rows: int, vocabulary: int, kept: int) -> None:
+def write_meta(folder: Path, key: Mapping[str, Any], rows: int, vocabulary: int, kept: int, drawn: int) -> None:
     """Look at every shard and write down that the cache is finished. Raises DataError where one cannot be read."""
     files, positions, largest = {}, 0, 0.0
-    left_out = rounding = 0.0
+    left_out = rounding = squares = 0.0
     for number, _ in enumerate(row_ranges(rows)):
         path = shard_path(folder, number)
         shard = open_shard(path, key)
@@ -101,21 +105,26 @@ def write_meta(folder: Path, key: Mapping[str, Any], rows: int, vocabulary: int,
         files[path.name] = path.stat().st_size
         positions += len(tail)
         left_out += float(tail.double().sum())
+        squares += float(tail.double().square().sum())
         largest = max(largest, float(tail.max())) if len(tail) else largest
         rounding += float(shard.get_tensor("rounding"))
     size, mean = sum(files.values()), 1 / max(1, positions)
+    # Without draws the whole tail may be shared or not; with them the error is a draw's: its share of the tail is
+    # between 0 and 1, so its variance at most r^2 / 4 m.
+    unknown = 1.96 * (squares / (4 * drawn)) ** 0.5 if drawn else left_out
     facts = {
         "key": dict(key),
         "rows": rows,
         "positions": positions,
         "vocabulary": vocabulary,
         "kept": kept,
+        "drawn": drawn,
         "bytes": size,
         "bytes_per_position": size * mean,
         "mean_tail": left_out * mean,
         "max_tail": largest,
         "mean_rounding": rounding * mean,
-        "alpha_bound": (left_out + rounding) * mean,
+        "alpha_bound": (unknown + rounding) * mean,
         "shard_rows": CACHE_SHARD_ROWS,
         "files": files,
     }

@@ -142,7 +142,7 @@ def judged(drafter: PreTrainedModel, target: PreTrainedModel, rows: TextBlocks) 
     for row in range(len(rows)):
         laid = lay(rows.rows([row]))
         log_q = head(answer_states(drafter, laid)).log_softmax(-1)
-        log_p, _ = teacher.predictions([row]).log_p(0, len(log_q))
+        log_p = teacher.predictions([row]).outcomes(0, len(log_q)).log_p
         same = (log_p.argmax(-1) == log_q.argmax(-1)).sum()
         sums = (overlap(log_p, log_q).sum(), same, forward_kl(log_p, log_q)[0].sum())
         found.append([len(log_q), *(round(float(value), 5) for value in sums)])

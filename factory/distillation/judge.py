@@ -19,7 +19,7 @@ class Judge:
     """Mean forward KL (nats) and overlap, sum_v min(p, q), on the answers of held-out rows.
 
     Overlap is the probability that a guess is accepted (Leviathan et al., arXiv 2211.17192, cor. 3.6). Both at
-    the temperature that is trained at; from a teacher cache, overlap is an upper bound, by the tail's mass at most.
+    the temperature that is trained at; from a teacher cache they err by its `alpha_bound` at most.
     """
 
     def __init__(self, held_out: TextBlocks | None, teacher: Teacher | None, batch: int, device: torch.device) -> None:

@@ -138,7 +138,8 @@ class Distillation(_Setting):
     teacher: Literal["online", "cache"] = Field(
         default="online", description="cache: the target's top_k of every position, written once for all candidates"
     )
-    top_k: int = Field(default=64, ge=1, description="log-probabilities a position in the cache")
+    top_k: int = Field(default=48, ge=1, description="likeliest tokens of a position that the cache keeps")
+    drawn: int = Field(default=16, ge=0, description="tokens drawn to stand for all others; 0: others are one outcome")
     on_policy: OnPolicy | None = None
     select: Selection | None = None
     epochs: float = Field(default=1.0, gt=0, description="passes over the training text; fractions allowed")

@@ -31,7 +31,7 @@ class Distill(Distillation, TrainingStage):
     @property
     def cached(self) -> CacheSettings | None:
         """What the teacher cache that it reads must hold; None with an online teacher."""
-        return CacheSettings(self.temperature, self.top_k) if self.teacher == "cache" else None
+        return CacheSettings(self.temperature, self.top_k, self.drawn) if self.teacher == "cache" else None
 
     def apply(self, drafter: PreTrainedModel, given: Given) -> dict[str, Any]:
         """Train in place, from the last checkpoint where there is one; `drafter` ends in float32, frozen.

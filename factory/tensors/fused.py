@@ -189,15 +189,20 @@ class _Loss:
         return logits if self.bias is None else logits.add_(self.bias)
 
     def _outcomes(self, log_q: Tensor, at: slice) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """(log_p, log_q) [C, K] of [C, V]; and of a cache also q [C, V] of the tail, in log_q's buffer, and its ids."""
+        """(log_p, log_q) [C, K] of [C, V]; of a cache also its ids, and in log_q's buffer q [C, V] of all other tokens.
+
+        Where tokens are drawn for the others, it is q of all tokens.
+        """
         assert self.predictions is not None
-        log_p, ids = self.predictions.log_p(at.start, at.stop)
+        log_p, ids, shift = self.predictions.outcomes(at.start, at.stop)
         log_p = log_p.to(log_q.dtype)
         if ids is None:
             if log_p.shape != log_q.shape:
                 raise ValueError(f"the teacher has {log_p.shape[1]} tokens, the student {log_q.shape[1]}")
             return log_p, log_q, None, None
         kept = log_q.gather(1, ids)
+        if shift is not None:
+            return log_p, kept.add_(shift), log_q.exp_(), ids
         tail = log_q.exp_().scatter_(1, ids, 0.0)
         limits = torch.finfo(tail.dtype)
         rest = tail.sum(-1, keepdim=True).clamp_(
@@ -229,6 +234,8 @@ def _projected(slope: Tensor, log_q: Tensor, tail: Tensor | None, ids: Tensor | 
     toward_q = pull - slope.sum(-1, keepdim=True)
     if tail is None or ids is None:
         return slope.addcmul_(log_q.exp_(), toward_q)
+    if slope.shape[1] == ids.shape[1]:  # no outcome for all others: `tail` is q of every token
+        return tail.mul_(toward_q).scatter_add_(1, ids, slope)
     q = log_q.exp_()
     tail.mul_(slope[:, -1:] / q[:, -1:] + toward_q)
     return tail.scatter_(1, ids, slope[:, :-1].addcmul(q[:, :-1], toward_q))

@@ -27,8 +27,10 @@ def divergence_at(
         stop = min(start + rows, len(hidden))
         logits = torch.nn.functional.linear(hidden[start:stop], weight, bias).to(precise)
         log_q = logits.div_(predictions.temperature).log_softmax(-1)
-        log_p, ids = predictions.log_p(start, stop)
-        if ids is not None:
+        log_p, ids, shift = predictions.outcomes(start, stop)
+        if ids is not None and shift is not None:
+            log_q = log_q.gather(1, ids).add_(shift)
+        elif ids is not None:
             rest = log_q.exp().scatter_(1, ids, 0.0).sum(-1, keepdim=True).clamp_(min=torch.finfo(precise).tiny)
             log_q = torch.cat((log_q.gather(1, ids), rest.log_()), -1)
         found.append(divergence(log_p.to(precise), log_q)[0])

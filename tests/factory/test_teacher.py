@@ -37,10 +37,10 @@ def test_every_teacher_says_what_the_target_says(
             alone.append((logits / temperature).log_softmax(-1))
         expected = torch.cat(alone)
         for teacher in (online, remembering):
-            found, ids_kept = teacher.predictions(chosen).log_p(0, len(expected))
+            found, ids_kept, _ = teacher.predictions(chosen).outcomes(0, len(expected))
             assert ids_kept is None
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-        kept, which = cached.predictions(chosen).log_p(0, len(expected))
+        kept, which, _ = cached.predictions(chosen).outcomes(0, len(expected))
         assert which is not None  # halves of log-probabilities
         torch.testing.assert_close(kept[:, :-1].double(), expected.gather(1, which), rtol=2e-3, atol=2e-3)
 

@@ -57,7 +57,7 @@ def predictions(target: PreTrainedModel, text: TextBlocks, row: int, temperature
     ids = text.ids[row : row + 1, : int(text.length[row])]
     with torch.no_grad():
         logits = target(input_ids=ids, use_cache=False).logits[0]
-    first = int(text.answer_from[row]) - 1
+    first = 1  # the token before the first that is no prompt
     return torch.log_softmax(logits[first:-1].double() / temperature, -1)
 
 
@@ -272,5 +272,38 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(tiny_target: Callable[
 def test_meta_says_what_it_is_of(tiny: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
     write(tiny(), blocks(3), tmp_path, temperature=0.7, top_k=5)
     meta = json.loads((tmp_path / "meta.json").read_text())
-    assert meta["key"] == {**KEY, "temperature": 0.7, "top_k": 5}
+    assert meta["key"] == {**KEY, "temperature": 0.7, "top_k": 5, "drawn": 0}
     assert meta["bytes_per_position"] == meta["bytes"] / meta["positions"]
+
+
+@LLAMA
+@pytest.mark.usefixtures("few_rows")
+def test_drawn_tokens_come_in_proportion_and_are_the_same_however_written(
+    tiny: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    target, text = tiny(initializer_range=0.2), blocks(11)
+    settings = CacheSettings(1.0, 8, 400)
+    write_cache(target, text, settings, folder=tmp_path / "one", key=KEY, progress=silent)
+    for rank in (0, 1, 0):
+        more = {"rank": rank, "world": 2}
+        try:
+            write_cache(target, text, settings, folder=tmp_path / "two", key=KEY, progress=silent, **more)
+        except DataError:  # the first has nothing to gather until the second has written
+            continue
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    cache = TeacherCache.open(tmp_path / "one", {"drawn": 400})
+    ids, log_p, tail = cache.rows(range(11))
+    assert ids.shape == log_p.shape == (len(tail), 408) and cache.drawn == 400
+    p = torch.cat([predictions(target, text, row, 1.0) for row in range(11)])
+    assert bool(((log_p - p.gather(1, ids)).abs() <= p.gather(1, ids).abs() * 2**-11 + 1e-6).all())
+    others = p.exp().scatter(1, ids[:, :8], 0.0)
+    share = others / others.sum(-1, keepdim=True)
+    counts = torch.zeros_like(share).scatter_add_(1, ids[:, 8:], torch.ones(ids[:, 8:].shape, dtype=share.dtype))
+    assert bool((counts[others == 0] == 0).all())
+    assert float((counts / 400 - share).abs().max()) < 2.01 / 400  # one from each 400th part of the mass
+    q = torch.softmax(torch.randn(p.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64), -1)
+    true = torch.minimum(p.exp(), q).sum(-1).mean()
+    shared = torch.minimum(p.exp(), q).gather(1, ids[:, :8]).sum(-1)
+    ratio = (q.gather(1, ids[:, 8:]) / p.exp().gather(1, ids[:, 8:])).clamp(max=1).mean(-1)
+    assert abs(float((shared + tail * ratio).mean() - true)) < cache.facts["alpha_bound"]
+    assert cache.facts["alpha_bound"] < 0.1 * cache.facts["mean_tail"]

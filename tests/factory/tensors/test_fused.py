@@ -30,7 +30,7 @@ class Case:
         return FullPredictions(self.teacher_hidden, self.teacher, temperature)
 
     def top(self, kept: int, temperature: float = 1.0) -> TopPredictions:
-        log_p, _ = self.full(temperature).log_p(0, len(self.hidden))
+        log_p = self.full(temperature).outcomes(0, len(self.hidden)).log_p
         top = log_p.topk(kept, -1)
         return TopPredictions(top.indices, top.values, 1 - top.values.exp().sum(-1), temperature)
 
@@ -147,7 +147,7 @@ def test_forgetting_the_square_of_the_temperature_would_show() -> None:
 def test_detached_factors_against_their_surrogates(name: str, cached: bool) -> None:
     given, kept = case(seed=3), 4
     predictions = given.top(kept) if cached else given.full()
-    log_p, ids = predictions.log_p(0, POSITIONS)
+    log_p, ids, _ = predictions.outcomes(0, POSITIONS)
     p = log_p.exp()
     q = (given.hidden @ given.weight.t() + given.bias).softmax(-1)
     if ids is not None:
@@ -311,3 +311,64 @@ def test_what_does_not_fit_is_said() -> None:
         with pytest.raises(ValueError, match=words):
             given.loss(**{"predictions": given.full(), "terms": MIX, **settings_})  # type: ignore[arg-type]
     assert given.loss(None, [term("cross_entropy")]).loss.requires_grad
+
+
+def drawing(case: Case, top: int, drawn: int, seed: int, temperature: float = 1.0) -> TopPredictions:
+    """The likeliest tokens, and others drawn from what is left of p."""
+    log_p = case.full(temperature).outcomes(0, len(case.hidden)).log_p
+    best = log_p.topk(top, -1)
+    others = log_p.exp().scatter(1, best.indices, 0.0)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.multinomial(others, drawn, replacement=True, generator=generator)
+    ids = torch.cat((best.indices, chosen), -1)
+    return TopPredictions(ids, log_p.gather(1, ids), others.sum(-1), temperature, drawn)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd", "tv"])
+def test_drawn_tokens_stand_for_all_others(name: str, temperature: float) -> None:
+    """Value, overlap and every gradient are those of the whole vocabulary in the mean, and nearly so for many draws."""
+    one = case(scale=0.5)  # where p is tiny and q is not, draws are rare and heavy
+    whole = one.loss(one.full(temperature), [term(name)], with_overlap=True)
+    exact = one.gradients(whole.loss)
+    many = one.loss(drawing(one, 3, 400_000, 0, temperature), [term(name)], with_overlap=True)
+    assert many.values[name] == pytest.approx(whole.values[name], rel=0.02)
+    assert many.overlap == pytest.approx(whole.overlap, rel=0.01)
+    for found, expected in zip(one.gradients(many.loss), exact, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0.02, atol=0.03 * float(expected.abs().max()))
+    few = [one.loss(drawing(one, 3, 2, seed, temperature), [term(name)], with_overlap=True) for seed in range(600)]
+    mean = sum(each.values[name] for each in few) / len(few)
+    spread = (sum((each.values[name] - mean) ** 2 for each in few) / len(few)) ** 0.5
+    assert abs(mean - whole.values[name]) < 4 * spread / len(few) ** 0.5 + 1e-9
+    # the tail as one outcome is off by more than chance
+    coarse = one.loss(one.top(3, temperature), [term(name)], with_overlap=True)
+    assert coarse.overlap is not None and whole.overlap is not None
+    assert many.overlap is not None and coarse.overlap > whole.overlap + 5 * abs(many.overlap - whole.overlap)
+
+
+@pytest.mark.parametrize("name", SMOOTH[:-1])
+def test_the_gradient_of_drawn_tokens_is_that_of_their_value(name: str) -> None:
+    one = case()
+    predictions = drawing(one, 3, 4, 1)
+    log_p, ids, shift = predictions.outcomes(0, POSITIONS)
+    assert ids is not None and shift is not None
+    log_q = (one.hidden @ one.weight.t() + one.bias).log_softmax(-1).gather(1, ids) + shift
+    p, q = log_p.exp(), log_q.exp()
+    loss = (one.position_weights * plain_value(name, p, q, one.labels, 0.5)).sum()
+    if name == "tv":  # of sums that are not 1
+        loss = (one.position_weights * (p - q).clamp(min=0).sum(-1)).sum()
+    expected = one.gradients(loss)
+    found = one.gradients(one.loss(predictions, [term(name)]).loss)
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
+
+
+def test_where_nothing_is_left_over_draws_weigh_nothing() -> None:
+    one = case(torch.float32)
+    log_p = one.full().outcomes(0, POSITIONS).log_p
+    ids = torch.cat((log_p.sort(-1, descending=True).indices, torch.zeros(POSITIONS, 2, dtype=torch.long)), -1)
+    predictions = TopPredictions(ids, log_p.gather(1, ids), torch.zeros(POSITIONS), 1.0, 2)
+    found, whole = one.loss(predictions, MIX), one.loss(one.full(), MIX)
+    assert found.loss.item() == pytest.approx(whole.loss.item(), rel=1e-5)
+    for left, right in zip(one.gradients(found.loss), one.gradients(whole.loss), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
