@@ -32,7 +32,7 @@ from factory.data import TextBlocks
 from factory.distillation.rows import lay
 from factory.distillation.student import answer_states
 from factory.edit import Edit
-from factory.given import CacheSettings, Given
+from factory.given import Given
 from factory.stages import Distill, Fresh
 from factory.teacher import Memory, OnlineTeacher
 from factory.teacher_cache import write_cache
@@ -82,8 +82,9 @@ ARMS = (
     Arm("on-policy late, from the prompt", "forward_kl", {
         "on_policy": {"share": [[0.5, 0.0], [0.6, 0.5]], "begin": "prompt", "new_tokens": 112}
     }),
-    Arm("teacher cache, top 64", "forward_kl", {"teacher": "cache", "top_k": 64}),
-    Arm("teacher cache, top 16", "forward_kl", {"teacher": "cache", "top_k": 16}),
+    Arm("teacher cache, top 48 and 16 drawn", "forward_kl", {"teacher": "cache", "top_k": 48, "drawn": 16}),
+    Arm("teacher cache, top 64", "forward_kl", {"teacher": "cache", "top_k": 64, "drawn": 0}),
+    Arm("teacher cache, top 16", "forward_kl", {"teacher": "cache", "top_k": 16, "drawn": 0}),
     Arm("lora of rank 16", "forward_kl", {"lora": 16}),
     Arm("frozen embedding and head", "forward_kl", {"freeze": ["embedding", "head"]}),
     Arm("muon", "forward_kl", {"optimizer": "muon"}),
@@ -105,8 +106,8 @@ def run(arm: Arm, seed: int, corpus: Corpus, target: PreTrainedModel, memory: di
     with tempfile.TemporaryDirectory() as folder:
         place, cache = Path(folder), None
         if stage.cached is not None:
-            cache = corpus.folder / f"cache-{stage.top_k}"
-            settings = CacheSettings(stage.temperature, stage.top_k)
+            settings = stage.cached
+            cache = corpus.folder / f"cache-{stage.top_k}-{stage.drawn}"
             write_cache(target, corpus.whole, settings, folder=cache, key={"text": "written"}, progress=_silent)
         given = Given(lambda: target, text, None, seed, place, _silent, cache, memory=memory[arm.corpus])
         if arm.fresh:
