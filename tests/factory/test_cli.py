@@ -157,7 +157,15 @@ def test_check_forecasts_every_way_to_distil(factory: Callable[..., tuple[int, s
     assert code == 0
     (record,) = json.loads(said.splitlines()[-1])["recipes"]
     steps = record["candidates"][0]["forecast"]["steps"]
-    assert [step["step"] for step in steps] == "target text teacher drop_layers fresh distill distill".split()
+    assert [step["step"] for step in steps] == [
+        "target",
+        "text",
+        "teacher",
+        "drop_layers",
+        "fresh",
+        "distill",
+        "distill",
+    ]
     assert all(step["seconds"] > 0 and step["peak_memory_bytes"] > 0 for step in steps[1:])
 
 
