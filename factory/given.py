@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from factory.processes import ALONE, Processes
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from factory.data import TextBlocks
@@ -37,3 +38,4 @@ class Given:
     modelled: Callable[[float], dict[str, Any]] | None = None  # alpha -> tau, speedup, k here
     half: bool = False  # whether the target runs in half precision
     processes: Processes = ALONE
+    memory: dict[int, Tensor] | None = None  # the target's states on this text, by row: what one reads, all may use

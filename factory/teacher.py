@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from factory.data import TextBlocks
-from factory.limits import REMEMBERED_BYTES
+from factory.limits import READ_ROWS, REMEMBERED_BYTES
 from factory.models import hidden_states
 from factory.teacher_cache import TeacherCache
 from factory.tensors.predictions import FullPredictions, Predictions, TopPredictions
@@ -23,12 +23,16 @@ class Teacher(Protocol):
         ...
 
 
+Memory = dict[int, torch.Tensor]  # by row of the whole text: the target's states at its answers, [answer tokens, D]
+
+
 class OnlineTeacher:
     """The target itself: its final hidden states, of which its head makes logits chunk by chunk on demand.
 
-    Where it `remembers`, it reads the text once and keeps those states, if they fit: for a shallow
-    student that is most of the arithmetic of several epochs. They are always made in the same batches,
-    those of the text's order, so that a resumed training meets the very same bits.
+    Where a `memory` is given, it reads its text into that first, if the states fit, and then only looks them
+    up: for a shallow student reading is most of the arithmetic, and every epoch and every candidate of one
+    text shares the memory. They are always made in the same batches, those of the text's order, so that
+    whoever comes later meets the very same bits.
     """
 
     def __init__(
@@ -37,26 +41,30 @@ class OnlineTeacher:
         text: TextBlocks,
         temperature: float,
         *,
-        remembers: bool,
-        batch: int,
+        memory: Memory | None = None,
         progress: Callable[[int, int, str], None],
     ) -> None:
         self._target, self._text, self._temperature = target, text, temperature
         self._head = target.get_output_embeddings()  # hidden [C, D] -> logits [C, V]
-        self._remembered: list[torch.Tensor] = []  # per row [answer tokens, D]
+        self._index: list[int] = text.index.tolist()
         size = int(text.answer_mask.sum()) * target.config.hidden_size * target.dtype.itemsize
-        if remembers and size <= REMEMBERED_BYTES:
-            for start in range(0, len(text), batch):
-                rows = text.rows(range(start, min(start + batch, len(text))))
-                self._remembered += torch.split(self._read(rows), rows.answer_mask.sum(-1).tolist())
-                progress(len(self._remembered), len(text), "the target reads")
+        self._memory = memory if memory is not None and size <= REMEMBERED_BYTES else None
+        if self._memory is None:
+            return
+        for start in range(0, len(text), READ_ROWS):
+            rows = range(start, min(start + READ_ROWS, len(text)))
+            if any(self._index[row] not in self._memory for row in rows):
+                part = text.rows(rows)
+                states = torch.split(self._read(part), part.answer_mask.sum(-1).tolist())
+                self._memory |= {self._index[row]: held for row, held in zip(rows, states, strict=True)}
+                progress(rows.stop, len(text), "the target reads")
 
     def predictions(self, rows: Sequence[int]) -> FullPredictions:
         """Of those rows of the text."""
-        if self._remembered:
-            hidden = torch.cat([self._remembered[row] for row in rows])
-            return FullPredictions(hidden, self._head, self._temperature)
-        return self.read(self._text.rows(rows))
+        if self._memory is None:
+            return self.read(self._text.rows(rows))
+        hidden = torch.cat([self._memory[self._index[row]] for row in rows])
+        return FullPredictions(hidden, self._head, self._temperature)
 
     def read(self, rows: TextBlocks) -> FullPredictions:
         """Of rows that are not of the text, such as what the drafter wrote."""

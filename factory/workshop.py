@@ -40,6 +40,7 @@ from factory.scribe import write_text
 from factory.sources import Data
 from factory.special_tokens import special_tokens
 from factory.stages import AnyStage, Distill, Given, QuantizingStage, StructuralStage
+from factory.teacher import Memory
 from factory.teacher_cache import TeacherCache, write_cache
 
 
@@ -53,6 +54,7 @@ class Workshop:
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._bits = 0  # the target's fingerprint when it was loaded
         self._texts: dict[str, Corpus] = {}  # by digest; one is kept
+        self._memory: tuple[tuple[str, float], Memory] = (("", 0.0), {})  # of one text; its key
         self._job = job
 
     def turn_to(self, job: Job) -> None:
@@ -224,6 +226,7 @@ class Workshop:
             modelled=self._modelled(),
             half=dtype.itemsize == 2,
             processes=self._processes,
+            memory=self._memory_of(stage),
         )
         with metered(self._device) as taken:
             facts = self._applied(stage, source, working / "model", given)
@@ -237,6 +240,16 @@ class Workshop:
         sums = {path.name: sha256_file(path) for path in files}
         record = {"stage": stage.model_dump(), "version": stage.version, "facts": {**facts, **taken}, "files": sums}
         write_atomically(working / "stage.json", json.dumps(record, indent=1))
+
+    def _memory_of(self, stage: AnyStage) -> Memory | None:
+        """What the target's states on the present text are kept in, where they are looked at more than once."""
+        several = isinstance(stage, Distill) and (stage.epochs > 1 or self._job.loaded.candidates > 1)
+        if not several or self._processes.world > 1:
+            return None
+        key = (self._job.text_digest, self._data().held_out)
+        if self._memory[0] != key:
+            self._memory = (key, {})
+        return self._memory[1]
 
     def _modelled(self) -> Callable[[float], dict[str, Any]]:
         """What a drafter of the finished recipe's shape would bring on this device, from alpha alone."""

@@ -59,12 +59,11 @@ def _teachers(
         cache = TeacherCache.open(given.cache)
         kept = CachedTeacher(cache, held_out, device) if held_out is not None else None
         return CachedTeacher(cache, text, device), None, kept, {"teacher_cache": cache.facts}
-    target, temperature, batch, progress = given.target(), stage.temperature, stage.batch, given.progress
-    remembers = stage.epochs > 1 and given.processes.world == 1
-    online = OnlineTeacher(target, text, temperature, remembers=remembers, batch=batch, progress=progress)
+    target, memory = given.target(), given.memory
+    online = OnlineTeacher(target, text, stage.temperature, memory=memory, progress=given.progress)
     held = None
     if held_out is not None:
-        held = OnlineTeacher(target, held_out, temperature, remembers=False, batch=batch, progress=progress)
+        held = OnlineTeacher(target, held_out, stage.temperature, progress=given.progress)
     return online, online, held, {}
 
 

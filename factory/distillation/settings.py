@@ -154,6 +154,7 @@ class Distillation(_Setting):
     freeze: tuple[Literal["embedding", "head", "norms", "layers"], ...] = Field(
         default=(), description="what stays as it is"
     )
+    untie_head: bool = Field(default=False, description="a head tied to the embedding becomes a matrix of its own")
     lora: int | None = Field(default=None, ge=1, description="rank of adapters trained in place of the matrices")
     batch: int = Field(default=8, ge=1, description="rows in one forward pass, over all processes")
     accumulate: int = Field(default=1, ge=1, description="forward passes in one optimizer step")

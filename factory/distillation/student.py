@@ -96,7 +96,12 @@ def prepare(stage: Distillation, drafter: PreTrainedModel, seed: int) -> None:
 
     The drafter stays in eval mode: no dropout. A head that is tied to the embedding is frozen with it.
     """
-    drafter.float().requires_grad_(True)
+    drafter.float()
+    if stage.untie_head:
+        head = drafter.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        drafter.config.tie_word_embeddings = False
+    drafter.requires_grad_(True)
     layers = layers_of(drafter)
     if stage.lora is not None:
         drafter.requires_grad_(False)

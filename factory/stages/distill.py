@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from factory.distillation.settings import Distillation
+from factory.edit import Shape
 from factory.given import CacheSettings, Given
 from factory.stages.base import TrainingStage
 
@@ -21,6 +23,10 @@ class Distill(Distillation, TrainingStage):
 
     kind: Literal["distill"]
     version: ClassVar[int] = 3  # a step's loss is a mean over its tokens, whatever passes or processes it is made in
+
+    def forecast(self, shape: Shape) -> Shape:
+        """The same sizes, but for a head that is no longer the embedding."""
+        return replace(shape, tied=False) if self.untie_head else shape
 
     @property
     def cached(self) -> CacheSettings | None:

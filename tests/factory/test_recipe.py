@@ -310,7 +310,7 @@ def test_every_field_of_every_stage_enters_its_digest() -> None:
             **{"clip": 2.0, "batch": 9, "accumulate": 2, "checkpoint_every": 7, "loss": "tv", "method": "seq_kd"},
             **{"teacher": "cache", "top_k": 7, "on_policy": OnPolicy(share=0.5), "select": Selection(keep=0.5)},
             **{"optimizer": "muon", "ema": 0.9, "freeze": ("head",), "lora": 4, "pack": 64, "compile": True},
-            **{"gradient_checkpointing": True, "check_every": 3, "patience": 2, "keep": "last"},
+            **{"untie_head": True, "gradient_checkpointing": True, "check_every": 3, "patience": 2, "keep": "last"},
         },
         "gptq": {"bits": 3, "group_size": 64, "sym": False, "act_order": True, "samples": 7, "damp": 0.1},
     }

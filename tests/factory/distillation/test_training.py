@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from factory.anatomy import shape_from_config
 from factory.errors import DataError, FactoryError
-from factory.models import fingerprint
+from factory.models import fingerprint, load_model
 from factory.stages import Given
 
 from .conftest import stage_of
@@ -259,3 +260,23 @@ def test_a_step_without_an_answer_changes_nothing(
     facts = stage_of(epochs=1).apply(drafter, replace(given, text=silent_text, held_out=None))
     assert facts["losses"] == [0.0, 0.0, 0.0]
     assert fingerprint(drafter) == before
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_an_untied_head_learns_apart_from_the_embedding_and_is_saved(
+    families: dict[str, Maker], given_of: Callable[..., Given], family: str, tmp_path: Path
+) -> None:
+    more = {"tie_word_embeddings": True} if family == "llama" else {}
+    target = families[family](seed=0, dtype=torch.float32, **more)
+    drafter = families[family](layers=2, seed=1, dtype=torch.float32, **more)
+    stage = stage_of(epochs=2, untie_head=True)
+    stage.apply(drafter, given_of(target))
+    assert not torch.equal(drafter.get_input_embeddings().weight, drafter.get_output_embeddings().weight)
+    drafter.save_pretrained(tmp_path / "saved")
+    ids = torch.arange(3, 20)[None]
+    stored = load_model(tmp_path / "saved", dtype=torch.float32)
+    torch.testing.assert_close(stored(input_ids=ids).logits, drafter(input_ids=ids).logits)
+    shape = stage.forecast(
+        shape_from_config({**target.config.to_dict(), "dtype": "float32", "num_hidden_layers": 2, "n_layer": 2})
+    )
+    assert shape.parameters == sum(weight.numel() for weight in stored.parameters())
