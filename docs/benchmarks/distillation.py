@@ -107,7 +107,7 @@ def run(arm: Arm, seed: int, corpus: Corpus, target: PreTrainedModel, memory: di
         if stage.cached is not None:
             cache = corpus.folder / f"cache-{stage.top_k}"
             settings = CacheSettings(stage.temperature, stage.top_k)
-            write_cache(target, text, settings, folder=cache, key={"text": "written"}, progress=_silent)
+            write_cache(target, corpus.whole, settings, folder=cache, key={"text": "written"}, progress=_silent)
         given = Given(lambda: target, text, None, seed, place, _silent, cache, memory=memory[arm.corpus])
         if arm.fresh:
             Fresh(kind="fresh").apply(drafter, given)
@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("what", choices=["text", "run", "table"])
     parser.add_argument("--folder", type=Path, default=Path("artifacts/distillation"))
     parser.add_argument("--share", default="0/1", help="i/n: every n-th run, from the i-th on")
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     parser.add_argument("--only", nargs="*", help="arms by name")
     arguments = parser.parse_args()
     if arguments.what == "table":
@@ -171,7 +172,7 @@ def main() -> None:
     corpus = gather(target, arguments.folder)
     if arguments.what == "text":
         return
-    runs = [(arm, seed) for seed in SEEDS for arm in ARMS if not arguments.only or arm.name in arguments.only]
+    runs = [(arm, seed) for seed in arguments.seeds for arm in ARMS if not arguments.only or arm.name in arguments.only]
     memory: dict[bool, Memory] = {True: {}, False: {}}
     for arm, seed in runs[share::of]:
         path = arguments.folder / "runs" / f"{arm.name.replace(' ', '-').replace(',', '')}-{seed}.json"

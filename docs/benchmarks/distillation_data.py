@@ -23,6 +23,7 @@ BEGINNING = re.compile(r" {0,4}(async def |def |class |@)")  # where the demo's 
 class Corpus:
     """Rows to learn from, of two origins, and the rows that all are judged on."""
 
+    whole: TextBlocks  # all that the target wrote: a teacher cache is of that
     written: TextBlocks
     given: TextBlocks
     held_out: TextBlocks
@@ -48,7 +49,7 @@ def gather(target: PreTrainedModel, folder: Path) -> Corpus:
     )
     training, held_out = split_held_out(text.prompt, HELD_OUT)
     given = text_blocks(_given(tokenizer, len(training), max(map(len, prompts))))
-    return Corpus(text.rows.rows(training), given, text.rows.rows(held_out), folder)
+    return Corpus(text.rows, text.rows.rows(training), given, text.rows.rows(held_out), folder)
 
 
 def _given(tokenizer: object, count: int, prompt: int) -> list[Row]:
