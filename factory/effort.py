@@ -98,7 +98,7 @@ def effort_of(
     if isinstance(stage, QuantizingStage):
         return _quantizing(stage, before, after, held, text, files_s, profile)
     if isinstance(stage, Distillation) and text is not None:
-        found = training(stage, before, target, text, profile, dtype)
+        found = training(stage, after, target, text, profile, dtype)
         return replace(found, seconds=found.seconds + files_s)
     return _structural(stage, before, after, target, held, text, profile, dtype)
 

@@ -124,7 +124,8 @@ def peers_missed() -> Iterator[None]:
     except RuntimeError as error:  # torch has no class of its own for what gloo says
         if not re.search(r"gloo|nccl|Connection (closed|reset|refused)", str(error), re.IGNORECASE):
             raise
-        reason = str(error).strip().splitlines()[0][:200]
+        found = re.search(r"Connection \w+ by peer|Connection refused|timed out", str(error), re.IGNORECASE)
+        reason = found[0] if found else str(error).strip().splitlines()[0][:200]
         raise FactoryError(
             "another process of this build has ended, and this one cannot go on without it; what that one said tells "
             f"why. What is finished is kept: the same command goes on from there ({reason})"

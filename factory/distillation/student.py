@@ -98,9 +98,7 @@ def prepare(stage: Distillation, drafter: PreTrainedModel, seed: int) -> None:
     """
     drafter.float()
     if stage.untie_head:
-        head = drafter.get_output_embeddings()
-        head.weight = nn.Parameter(head.weight.detach().clone())
-        drafter.config.tie_word_embeddings = False
+        untie(drafter)
     drafter.requires_grad_(True)
     layers = layers_of(drafter)
     if stage.lora is not None:
@@ -122,6 +120,13 @@ def prepare(stage: Distillation, drafter: PreTrainedModel, seed: int) -> None:
     if stage.compile:
         for layer in layers.children():
             layer.compile(dynamic=True)
+
+
+def untie(drafter: PreTrainedModel) -> None:
+    """A head that is tied to the embedding becomes a matrix of its own, equal at first."""
+    head = drafter.get_output_embeddings()
+    head.weight = nn.Parameter(head.weight.detach().clone())
+    drafter.config.tie_word_embeddings = False
 
 
 def release(drafter: PreTrainedModel, stage: Distillation) -> None:

@@ -19,7 +19,7 @@ from factory.distillation.losses import terms_at
 from factory.distillation.optimizers import learning_rate, optimizers_of
 from factory.distillation.parallel import summed, whole, wrap
 from factory.distillation.settings import Distillation
-from factory.distillation.student import Student, layers_of, prepare, release
+from factory.distillation.student import Student, layers_of, prepare, release, untie
 from factory.errors import FactoryError
 from factory.given import Given
 
@@ -207,9 +207,11 @@ class Training:
             state = whole(self._model)
             if self._processes.first:
                 prefix = "drafter."
+                if self._stage.untie_head:
+                    untie(self._drafter)
                 held = {name.removeprefix(prefix): weight for name, weight in state.items()}
                 self._drafter.float().load_state_dict(held)
-        if not self._processes.sharded:
+        else:
             release(self._drafter, self._stage)
 
 

@@ -137,6 +137,7 @@ stages:
     ema: 0.99
     freeze: [embedding, norms]
     lora: 8
+    untie_head: false
     batch: 16
     accumulate: 2
     pack: 512
