@@ -51,7 +51,7 @@ def test_the_table_of_methods_is_true(method: str) -> None:
 
 @pytest.mark.parametrize(("vocabulary", "position"), [(32_000, 260), (128_256, 388)])
 def test_the_bytes_of_a_position_are_those_that_are_written(vocabulary: int, position: int) -> None:
-    top_k = Distillation().top_k
-    assert top_k == 64
-    assert top_k * (2 + (2 if vocabulary <= 1 << 16 else 4)) + 4 == position
+    settings = Distillation()
+    assert (settings.top_k, settings.drawn) == (48, 16)
+    assert (settings.top_k + settings.drawn) * (2 + (2 if vocabulary <= 1 << 16 else 4)) + 4 == position
     assert f"{position} " in PAGE and f"{2 * 128_256:,}" in PAGE

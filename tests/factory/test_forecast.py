@@ -349,7 +349,7 @@ def test_a_recipes_forecast(tmp_path: Path) -> None:
 
 def test_a_teacher_cache_is_a_step_and_spares_the_target_later(tmp_path: Path) -> None:
     online = forecast(tmp_path)
-    found = forecast(tmp_path, HALF.replace("epochs: 2", "epochs: 2, teacher: cache, top_k: 64"))
+    found = forecast(tmp_path, HALF.replace("epochs: 2", "epochs: 2, teacher: cache, top_k: 64, drawn: 0"))
     assert [step.what for step in found.steps] == ["target", "text", "teacher", "drop_layers", "distill"]
     effort, trained, before = found.steps[2].effort, found.steps[-1].effort, online.steps[-1].effort
     assert effort is not None and trained is not None and before is not None
@@ -358,7 +358,7 @@ def test_a_teacher_cache_is_a_step_and_spares_the_target_later(tmp_path: Path) -
     assert effort.seconds > 2 * found.target.parameters * 1000 * 256 / BUILT_IN["h200"].peak("bfloat16")
     assert trained.seconds < before.seconds and trained.memory_bytes <= before.memory_bytes
     assert found.disk_bytes == online.disk_bytes + effort.disk_bytes
-    wide = forecast(tmp_path, HALF.replace("epochs: 2", "teacher: cache, top_k: 64"), vocab_size=128_256)
+    wide = forecast(tmp_path, HALF.replace("epochs: 2", "teacher: cache, top_k: 64, drawn: 0"), vocab_size=128_256)
     assert wide.steps[2].effort is not None and wide.steps[2].effort.disk_bytes == 1000 * 256 * (64 * 6 + 4)
 
 

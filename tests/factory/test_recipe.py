@@ -308,7 +308,13 @@ def test_every_field_of_every_stage_enters_its_digest() -> None:
         "distill": {
             **{"temperature": 2.0, "epochs": 2.0, "lr": 1.0, "warmup": 0.5, "final_lr": 0.5, "weight_decay": 0.5},
             **{"clip": 2.0, "batch": 9, "accumulate": 2, "checkpoint_every": 7, "loss": "tv", "method": "seq_kd"},
-            **{"teacher": "cache", "top_k": 7, "on_policy": OnPolicy(share=0.5), "select": Selection(keep=0.5)},
+            **{
+                "teacher": "cache",
+                "top_k": 7,
+                "drawn": 3,
+                "on_policy": OnPolicy(share=0.5),
+                "select": Selection(keep=0.5),
+            },
             **{"optimizer": "muon", "ema": 0.9, "freeze": ("head",), "lora": 4, "pack": 64, "compile": True},
             **{"untie_head": True, "gradient_checkpointing": True, "check_every": 3, "patience": 2, "keep": "last"},
         },

@@ -123,7 +123,9 @@ def test_a_text_and_a_checkpoint_that_lie_there_count(jobs: list[Job], machine: 
 def test_a_teacher_cache_is_written_once_for_all_and_counts_what_lies_there(tmp_path: Path, machine: Machine) -> None:
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "config.json").write_text(json.dumps(CONFIG))
-    (tmp_path / "r.yaml").write_text(RECIPE.replace("{kind: distill}", "{kind: distill, teacher: cache, top_k: 8}"))
+    (tmp_path / "r.yaml").write_text(
+        RECIPE.replace("{kind: distill}", "{kind: distill, teacher: cache, top_k: 8, drawn: 0}")
+    )
     located = Located(tmp_path / "target", None)
     candidates = load(tmp_path / "r.yaml")
     jobs = [Job(each, located, "id", CONFIG, tmp_path / "out", None, lambda *_: None) for each in candidates]
