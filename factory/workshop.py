@@ -11,37 +11,34 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from factory import __version__, models, provenance
 from factory.anatomy import shape_from_config, stored_as, stored_dtype
 from factory.artifact import Artifact, write_manifest
 from factory.carving import carve_folder, copy_beside
-from factory.data import Corpus, TextBlocks, corpus, split_held_out
+from factory.data import Corpus, TextBlocks, split_held_out
 from factory.disk import DiskError
 from factory.edit import Edit
-from factory.encoding import Encoder, Prompts
-from factory.errors import DataError, FactoryError
+from factory.errors import FactoryError
 from factory.estimate import forecast_recipe
 from factory.files import readable, write_atomically
 from factory.forecast import costs_in_time, expected_tokens, served
-from factory.job import FACTS, Job
+from factory.job import Job
 from factory.located import model_identity, read_config
 from factory.meter import metered
 from factory.processes import ALONE, Processes
 from factory.profile import load as load_profile
 from factory.provenance import sha256_file
-from factory.scribe import write_text
-from factory.sources import Data
-from factory.special_tokens import special_tokens
 from factory.stages import AnyStage, Distill, Given, QuantizingStage, StructuralStage
 from factory.teacher import Memory
 from factory.teacher_cache import TeacherCache, write_cache
+from factory.text import data_of, text_of
 
 
 class Workshop:
@@ -51,7 +48,6 @@ class Workshop:
         self._processes = processes
         self._device = models.resolve_device("auto")
         self._target: PreTrainedModel | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
         self._bits = 0  # the target's fingerprint when it was loaded
         self._texts: dict[str, Corpus] = {}  # by digest; one is kept
         self._memory: tuple[tuple[str, float], Memory] = (("", 0.0), {})  # of one text; its key
@@ -78,77 +74,13 @@ class Workshop:
         """The job's text, on disk and in memory."""
         digest = self._job.text_digest
         if digest not in self._texts:
-            self._texts = {digest: self._text()}
-
-    def _text(self) -> Corpus:
-        """The text, and what is known of it written down beside it: that is there when all of it is."""
-        job, data = self._job, self._data()
-        if data.written_by == "none":
-            given = self._encoder().rows(job.entries or [], job.shapes[0].context)
-            if not given.rows:
-                raise DataError(
-                    f"data.prompts: none of {given.facts['left_out']} rows fits into the target's context of "
-                    f"{job.shapes[0].context} tokens; give shorter ones"
-                )
-            made, facts = corpus(given.rows, given.prompt), given.facts
-        else:
-            prompts = self._prompts(data.max_new_tokens)
-            facts = prompts.facts
-            made = write_text(
-                self.target,
-                prompts.ids,
-                samples=data.texts(len(prompts.ids)),
-                temperature=data.temperature,
-                top_k=data.top_k,
-                top_p=data.top_p,
-                max_new_tokens=data.max_new_tokens,
-                batch=data.batch,
-                seed=job.recipe.seed,
-                folder=job.text_folder,
-                progress=job.progress,
-                rank=self._processes.rank,
-                world=self._processes.world,
-                wait=self._processes.wait,
-            )
-        made = replace(made, facts={**facts, **made.facts})
-        job.text_folder.mkdir(parents=True, exist_ok=True)
-        if self._processes.first:
-            write_atomically(job.text_folder / FACTS, json.dumps(made.facts, indent=1))
-        return made
-
-    def _data(self) -> Data:
-        data = self._job.recipe.data
-        if data is None:
-            raise DataError("the recipe has no `data` section, and a stage needs text")
-        return data
-
-    def _prompts(self, written: int) -> Prompts:
-        """What the target continues, `written` tokens long at most."""
-        job = self._job
-        if job.entries is None:
-            return Prompts([[models.first_token_id(self.target())]], {"prompts": 1})
-        prompts = self._encoder().prompts(job.entries, job.shapes[0].context - written)
-        if not prompts.ids:
-            raise DataError(
-                f"data.prompts: none of {prompts.facts['left_out']} prompts leaves room for {written} new tokens in "
-                "the target's context; give shorter prompts or a smaller max_new_tokens"
-            )
-        return prompts
-
-    def _encoder(self) -> Encoder:
-        job = self._job
-        if self._tokenizer is None:
-            self._tokenizer = models.load_tokenizer(job.located.folder)
-        ends = special_tokens(job.located.folder).ends
-        own = self._tokenizer.eos_token_id
-        eos = own if own in ends else min(ends, default=own)
-        return Encoder(self._tokenizer, vocabulary=job.shapes[0].embedding_rows, eos=eos)
+            self._texts = {digest: text_of(self._job, self.target, self._processes)}
 
     def _split_text(self) -> tuple[TextBlocks, TextBlocks]:
         """(training, held out), split before anything is seen."""
         self.write_text()
         text = self._texts[self._job.text_digest]
-        training, held_out = split_held_out(text.prompt, self._data().held_out)
+        training, held_out = split_held_out(text.prompt, data_of(self._job).held_out)
         return text.rows.rows(training), text.rows.rows(held_out)
 
     def write_teacher(self, count: int) -> None:
@@ -246,7 +178,7 @@ class Workshop:
         several = isinstance(stage, Distill) and (stage.epochs > 1 or self._job.loaded.candidates > 1)
         if not several or self._processes.world > 1:
             return None
-        key = (self._job.text_digest, self._data().held_out)
+        key = (self._job.text_digest, data_of(self._job).held_out)
         if self._memory[0] != key:
             self._memory = (key, {})
         return self._memory[1]
