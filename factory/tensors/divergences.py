@@ -97,9 +97,10 @@ def total_variation_plus_plus(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Ten
 def negative_log_acceptance(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     """-log sum_i min(p_i, q_i), in nats: LK-alpha of Samarin et al., arXiv 2602.23881, at each position on its own.
 
-    The authors' code (SpecForge, `compute_lk_loss`) takes the logarithm of the batch's mean acceptance instead, which
-    hardly agreeing positions weigh less in. The gradient is TV's over the acceptance, so it does not fade where p and q hardly overlap; it is computed from
-    logarithms, and so does not underflow there either. With a one-hot p it is cross-entropy.
+    The authors' code (SpecForge, `compute_lk_loss`) takes the logarithm of the batch's mean acceptance instead, where
+    positions that hardly agree weigh less. The gradient is TV's over the acceptance, so it does not fade where p and q
+    hardly overlap; it is computed from logarithms, and does not underflow there either. With a one-hot p it is
+    cross-entropy.
     """
     low = torch.minimum(log_p, log_q)
     log_acceptance = low.logsumexp(-1, keepdim=True)
