@@ -31,8 +31,8 @@ stages:
 """
 # Behind that: what is tied so far is tied no more, and it is a mean of the weights that is looked at.
 UNTIED = (
-    "  - {kind: distill, untie_head: true, ema: 0.9, check_every: 2, epochs: 1, lr: 0.003, batch: 8, teacher: cache, "
-    "top_k: 8}\n"
+    "  - {kind: distill, untie_head: true, ema: 0.9, check_every: 1, keep: last, epochs: 1, lr: 0.01, batch: 8, "
+    "teacher: cache, top_k: 8}\n"
 )
 OPTIONS = {"ddp": ["--multi_gpu"], "fsdp": ["--use_fsdp", "--fsdp_version", "2"]}  # on CPUs too
 BY_ALL = ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]  # any port that is free
