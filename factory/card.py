@@ -124,7 +124,8 @@ def _teacher(stage: dict[str, Any]) -> str:
     if cache is None:
         return "online"
     bound = cache.get("alpha_bound")
-    wrong = f", which moves the mean overlap by at most {bound:.2g}" if bound is not None else ""
+    often = " in 95 cases of 100" if cache.get("drawn") else ""
+    wrong = f", which moves the mean overlap by at most {bound:.2g}{often}" if bound is not None else ""
     return f"a cache of {size(cache.get('bytes'))}{wrong}"
 
 

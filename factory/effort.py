@@ -70,7 +70,8 @@ def writing(text: Text, target: Shape, profile: DeviceProfile, dtype: str) -> Ef
 
 
 def caching(text: Text, settings: CacheSettings, target: Shape, profile: DeviceProfile, dtype: str) -> Effort:
-    """The target reads the text once, and the top k of every answer token are kept: an id, a float16, and the tail.
+    """The target reads the text once; of every answer token it keeps the top k and the drawn, an id and a float16 each,
+    and the tail.
 
     2 N operations a token, the logits' way through memory, and the host's part of each forward pass. Memory: weights,
     the activations of one layer at 34 D bytes a token in half precision, the logits thrice, a shard's rows twice.

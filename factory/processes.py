@@ -71,16 +71,6 @@ class Processes:
         dist.broadcast_object_list(held, src=0)
         return held[0]
 
-    def heard(self, thing: Any) -> list[Any]:
-        """What each process says, by rank, in all of them."""
-        if self.world == 1:
-            return [thing]
-        import torch.distributed as dist
-
-        held: list[Any] = [None] * self.world
-        dist.all_gather_object(held, thing)
-        return held
-
 
 ALONE = Processes()
 

@@ -91,7 +91,7 @@ def _order_faults(recipe: Recipe) -> list[str]:
                 f"stages.{place}: fresh leaves random weights, which draft nothing; add `{{kind: distill}}` after it"
             )
         if isinstance(stage, Distill):
-            faults += _method_faults(place, stage, recipe.data)
+            faults += _method_faults(place, stage, recipe.data) + _look_faults(place, stage, recipe.data)
         if isinstance(stage, QuantizingStage) and place < len(recipe.stages) - 1:
             faults.append(
                 f"stages.{place}: {stage.kind} must be the last stage: nothing can be pruned, trained or quantised "
@@ -117,6 +117,17 @@ def _method_faults(place: int, stage: Distill, data: Data | None) -> list[str]:
     return [
         f"stages.{place}.method: {stage.method} is defined on text written by {wanted}; "
         f"write `written_by: {wanted}`, or say `loss` and `on_policy` in place of the method"
+    ]
+
+
+def _look_faults(place: int, stage: Distill, data: Data | None) -> list[str]:
+    """What goes by looks at held-out text, where nothing is held out."""
+    if data is None or data.held_out > 0:
+        return []
+    asked = [key for key in ("patience", "check_every") if getattr(stage, key) is not None]
+    return [
+        f"stages.{place}.{key}: with `held_out: 0` there is nothing to look at; hold some text out, or remove it"
+        for key in asked
     ]
 
 

@@ -77,7 +77,7 @@ class OnlineTeacher:
 
 
 class CachedTeacher:
-    """The target's top log-probabilities and the rest, from the cache of the whole text that `text` is part of."""
+    """The target's likeliest tokens and what stands for the rest, from the cache of the text that `text` is part of."""
 
     def __init__(self, cache: TeacherCache, text: TextBlocks, device: torch.device) -> None:
         self._cache, self._index, self._device = cache, text.index.tolist(), device

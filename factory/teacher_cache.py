@@ -22,6 +22,7 @@ from factory.teacher_shards import (
     META,
     damaged,
     is_whole,
+    most_moved,
     normalised,
     open_shard,
     read_meta,
@@ -37,7 +38,7 @@ _MOST_ROUNDING = 0.02  # 2^-11 of the entropy, which is below 13 nats in any voc
 
 
 class Settings(Protocol):
-    """What decides a cache beside target and text: `factory.stages.base.CacheSettings`."""
+    """What decides a cache beside target and text: `factory.given.CacheSettings`."""
 
     @property
     def temperature(self) -> float:
@@ -142,8 +143,8 @@ def _read_rows(
         progress(first + len(chosen), len(text), "the teacher reads")
     kept = _kept(target, settings)
     return {
-        "ids": torch.cat([torch.empty((0, kept), dtype=id_type), *ids]),  # [M, k]
-        "log_p": torch.cat([torch.empty((0, kept), dtype=torch.float16), *log_p]),  # [M, k]
+        "ids": torch.cat([torch.empty((0, kept), dtype=id_type), *ids]),  # [M, k + m]
+        "log_p": torch.cat([torch.empty((0, kept), dtype=torch.float16), *log_p]),  # [M, k + m]
         "tail": torch.cat([torch.empty(0), *tail]),  # [M]
         "start": torch.tensor([0, *counts]).cumsum(0),  # [rows + 1]
         "rounding": rounding,  # [] summed over positions
@@ -187,7 +188,8 @@ class TeacherCache:
     @classmethod
     def open(cls, folder: Path, key: Mapping[str, Any] | None = None) -> TeacherCache:
         """The finished cache in `folder`, with every entry of `key` as there (`target`, `text`, `dtype`, `temperature`,
-        `top_k`; those that are known). Raises DataError where it is of something else, unfinished or damaged."""
+        `top_k`, `drawn`; those that are known). Raises DataError where it is of something else, unfinished or damaged.
+        """
         meta = read_meta(folder)
         require_key(folder, meta["key"], key or {})
         require_files(folder, meta)
@@ -209,7 +211,7 @@ class TeacherCache:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For reports: sizes, and what is left out. `alpha_bound` is at most what it moves a mean overlap by."""
+        """For reports: sizes, and what is left out. `alpha_bound` is of the whole text."""
         names = ("rows", "positions", "kept", "bytes", "bytes_per_position")
         bounds = ("mean_tail", "max_tail", "mean_rounding", "alpha_bound")
         full_bytes = 2 * self._meta["vocabulary"]
@@ -221,6 +223,12 @@ class TeacherCache:
             "share_of_full_float16": self._meta["bytes_per_position"] / full_bytes,
             **{name: self._meta[name] for name in bounds},
         }
+
+    def alpha_bound(self, indices: Sequence[int]) -> float:
+        """What it may move the mean overlap of those rows by: at most, or with draws in 95 cases of 100."""
+        _, _, tail = self.rows(indices)
+        moved = most_moved(float(tail.double().sum()), float(tail.double().square().sum()), self.drawn)
+        return moved / max(1, len(tail)) + float(self._meta["mean_rounding"])
 
     def rows(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The predictions at the answer positions of those rows of the whole text, row after row.
@@ -237,7 +245,7 @@ class TeacherCache:
         return ids, log_p, tail
 
     def _row(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One row as stored: [n, k], [n, k], [n]."""
+        """One row as stored: [n, k + m], [n, k + m], [n]."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of a text of {len(self)}")
         number, place = divmod(index, self._meta["shard_rows"])

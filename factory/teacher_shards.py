@@ -1,6 +1,6 @@
 """The target's predictions on disk: the likeliest tokens of every answer position, written once and read by many.
 
-    <folder>/shard-00000.safetensors    256 rows of the text: ids [M, k], log_p [M, k], tail [M], start [rows + 1]
+    <folder>/shard-00000.safetensors    256 rows of the text: ids and log_p [M, k + m], tail [M], start [rows + 1]
              meta.json                  written last: what it is of, its sizes, what it leaves out
 
 M is the answer positions of a shard's rows, row after row; row i has those from start[i] to start[i + 1].
@@ -9,16 +9,16 @@ What is kept of a position's p: the k likeliest tokens, their log-probabilities 
 all other tokens, in float32 and taken from these others, not from the rounded ones. Rounding to float16 moves a
 log-probability by at most 2^-11 of itself, so the kept mass by at most 2^-11 of p's entropy: 1 minus that could be
 negative, and would be mostly noise where r is small. So what is stored is exact where it can be, and who computes with
-it makes a distribution of it: all k + 1 outcomes are divided by their sum.
+it makes a distribution of it: the k and the tail are divided by their sum.
 
 With draws, m of the other tokens follow the k likeliest, drawn in proportion to p, one from each m-th part of the
 tail's mass: they stand for the others, and sums over them are right in the mean (`factory/tensors/predictions.py`).
 
-What this does to a measured overlap, the sum of min(p, q): the k + 1 outcomes overstate it by at most min(r, q's tail),
-since within the tail the two may share anything from nothing to that; rounding changes it by at most half the sum of
-|p - stored p|, which is measured while p is at hand. The mean of both over positions is `alpha_bound`, at the cache's
-temperature. With draws a mean over many positions errs by chance alone, both ways: then `alpha_bound` is 1.96 standard
-errors of it at most, and rounding.
+What this does to a measured overlap, the sum of min(p, q): without draws the k + 1 outcomes overstate it by at most
+min(r, q's tail), since within the tail the two may share anything from nothing to that; rounding changes it by at most
+half the sum of |p - stored p|, which is measured while p is at hand. The mean of both over positions is `alpha_bound`,
+at the cache's temperature. With draws a mean over many positions errs by chance alone, both ways: then `alpha_bound` is
+1.96 standard errors of it at most, and rounding. A mean of fewer positions errs by more: `TeacherCache.alpha_bound`.
 
 Torch is needed by nobody who only asks whether a cache is finished.
 """
@@ -109,9 +109,6 @@ def write_meta(folder: Path, key: Mapping[str, Any], rows: int, vocabulary: int,
         largest = max(largest, float(tail.max())) if len(tail) else largest
         rounding += float(shard.get_tensor("rounding"))
     size, mean = sum(files.values()), 1 / max(1, positions)
-    # Without draws the whole tail may be shared or not; with them the error is a draw's: its share of the tail is
-    # between 0 and 1, so its variance at most r^2 / 4 m.
-    unknown = 1.96 * (squares / (4 * drawn)) ** 0.5 if drawn else left_out
     facts = {
         "key": dict(key),
         "rows": rows,
@@ -124,11 +121,20 @@ def write_meta(folder: Path, key: Mapping[str, Any], rows: int, vocabulary: int,
         "mean_tail": left_out * mean,
         "max_tail": largest,
         "mean_rounding": rounding * mean,
-        "alpha_bound": (unknown + rounding) * mean,
+        "alpha_bound": (most_moved(left_out, squares, drawn) + rounding) * mean,
         "shard_rows": CACHE_SHARD_ROWS,
         "files": files,
     }
     write_atomically(folder / META, json.dumps(facts, indent=1))
+
+
+def most_moved(left_out: float, squares: float, drawn: int) -> float:
+    """What tails may move the sum of their positions' overlaps by; given are their sum, and that of their squares.
+
+    Without draws the whole tail may be shared or not. With m of them the error is theirs: the share of the tail that
+    they find is between 0 and 1, so its variance at most r^2 / 4 m; 1.96 standard errors are taken.
+    """
+    return 1.96 * (squares / (4 * drawn)) ** 0.5 if drawn else left_out
 
 
 def open_shard(path: Path, key: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from factory.anatomy import BITS
 from factory.distillation.settings import Distillation, Weight, weight_at
 from factory.edit import Shape
 from factory.forecast import served, step_seconds
-from factory.limits import LOGITS_BYTES, REMEMBERED_BYTES
+from factory.limits import JUDGED_ROWS, LOGITS_BYTES, REMEMBERED_BYTES
 from factory.profile import DeviceProfile
 
 EFFICIENCY = 0.5  # taken for the share of a training step that is matrix products at their peak
@@ -19,7 +19,6 @@ BEST_BYTES = 4  # a weight of the best look's
 MOMENT_BYTES = 4  # of which AdamW has two, Muon one
 UPDATE_BYTES = 28  # read and written to update a weight: its gradient; value and both moments, twice
 NEWTON_SCHULZ = 5  # steps in which Muon orthogonalises a matrix
-JUDGED_ROWS = 128  # held-out rows whose target states are kept
 
 
 def training(
@@ -88,14 +87,15 @@ def _passing(stage: Distillation, drafter: Shape, target: Shape, text: Text, dty
 
 def _remembers(stage: Distillation, target: Shape, text: Text, dtype: str) -> bool:
     size = text.rows * text.answer_tokens * target.hidden * BITS[dtype] / 8
-    return stage.teacher == "online" and stage.epochs > 1 and size <= REMEMBERED_BYTES
+    return stage.teacher == "online" and stage.taught and stage.epochs > 1 and size <= REMEMBERED_BYTES
 
 
 def _seconds(
     stage: Distillation, drafter: Shape, target: Shape, text: Text, profile: DeviceProfile, dtype: str
 ) -> float:
     """Forward and backward of the drafter, 6 N operations a token (8 with `gradient_checkpointing`), and forward of the
-    target, 2 N, at half of the peak; where a teacher cache is read, the target computes nothing.
+    target, 2 N, at half of the peak; where a teacher cache is read, or the loss is of tokens alone, the target computes
+    nothing.
 
     To that the optimizer's traffic, 28 bytes a weight that is trained and step, 12 more with `ema`; Muon's products;
     the host's time, the drafter's layers three times and the target's once. With `select` the reference's epochs come
@@ -108,7 +108,7 @@ def _seconds(
     given = once * (stage.epochs * (1 - share) + reference)
     passes = 4 if stage.gradient_checkpointing else 3
     operations: float = passes * drafter.step_operations * (given + own_tokens)
-    if stage.teacher == "online":
+    if stage.teacher == "online" and stage.taught:
         operations += target.step_operations * (
             (once if _remembers(stage, target, text, dtype) else given) + own_tokens
         )
@@ -120,7 +120,7 @@ def _seconds(
     if muon:
         operations += steps * drafter.layers * sum(_orthogonalising(*matrix) for matrix in drafter.layer_matrices)
     updates_s = steps * (UPDATE_BYTES + (12 if stage.ema else 0)) * trained / profile.bandwidth_bytes_per_s
-    read_layers = target.layers if stage.teacher == "online" else 0
+    read_layers = target.layers if stage.teacher == "online" and stage.taught else 0
     host_s = steps * stage.accumulate * (passes * drafter.layers + read_layers) * profile.layer_overhead_s
     return operations / profile.peak(dtype) / EFFICIENCY + updates_s + host_s + writing_s
 

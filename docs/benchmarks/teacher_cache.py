@@ -33,10 +33,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from eval.suites import load_suite
 from factory import provenance
 from factory.data import TextBlocks, text_blocks
-from factory.distillation.judge import JUDGED_ROWS, Judge
+from factory.distillation.judge import Judge
 from factory.distillation.student import Student
 from factory.files import write_atomically
 from factory.given import CacheSettings, Given
+from factory.limits import JUDGED_ROWS
 from factory.models import context_length, load_model, load_tokenizer
 from factory.prompts import read_prompts
 from factory.scribe import write_text

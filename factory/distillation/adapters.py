@@ -31,7 +31,7 @@ def add_adapters(layers: nn.Module, rank: int, seed: int) -> int:
         weight = module.weight
         weight.requires_grad_(False)
         rows, columns = weight.shape
-        adapter = _LowRank(rows, columns, rank, seed * 1_000_003 + number, weight)
+        adapter = _LowRank(rows, columns, rank, (seed * 1_000_003 + number) % 2**63, weight)
         parametrize.register_parametrization(module, "weight", adapter)
     return len(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,11 @@ class Checkpoint:
         self._processes.wait()
 
     def load(self, student: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any] | None:
-        """Put the kept state back; what lies beside it, or None where nothing is. Raises DataError for another's."""
+        """Put the kept state back; what lies beside it, or None where nothing is. Raises DataError for
+        another's, and for one that is damaged."""
         if not self.path.is_file():
             return None
-        state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        state = _read(self.path)
         if state.get("key") != self._key:
             raise DataError(
                 f"{self.path}: a checkpoint of another training (recipe, text or version differ); "
@@ -69,15 +71,21 @@ class Checkpoint:
         self._processes.wait()
 
     def load_best(self, student: nn.Module) -> None:
-        """Put the best weights back."""
-        state = torch.load(self._best, map_location="cpu", weights_only=True)
+        """Put the best weights back. Raises DataError where they are gone or damaged."""
+        state = _read(self._best)
         set_model_state_dict(student, state["model"], options=_INTO)
 
-    def remove(self) -> None:
-        """Of a training that is done."""
-        if self._processes.first:
-            self.path.unlink(missing_ok=True)
-            self._best.unlink(missing_ok=True)
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        said = str(error).strip().splitlines()
+        raise DataError(
+            f"{path}: missing or damaged ({said[0] if said else type(error).__name__}); remove its folder to begin "
+            "this training anew"
+        ) from error
+    return state
 
 
 def write_state(state: dict[str, Any], path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from factory.decoding.compiled import why_no_compiler
 from factory.distillation.checkpoint import write_state
 from factory.distillation.judge import Judge
 from factory.distillation.lesson import Lessons
@@ -16,6 +17,7 @@ from factory.distillation.settings import Distillation
 from factory.distillation.training import Training
 from factory.errors import DataError, FactoryError
 from factory.given import Given
+from factory.limits import JUDGED_ROWS
 from factory.teacher import CachedTeacher, OnlineTeacher, Teacher
 from factory.teacher_cache import TeacherCache
 
@@ -24,7 +26,7 @@ def distil(stage: Distillation, drafter: PreTrainedModel, given: Given, version:
     """Train the drafter in place as the settings say; facts for the manifest. Raises FactoryError, DataError."""
     if given.text is None or len(given.text) == 0:
         raise FactoryError("distill: there is no text to learn from; give the recipe a `data` section")
-    _require_possible(stage, given)
+    _require_possible(stage, given, drafter.device)
     teacher, online, held, facts = _teachers(stage, given, drafter.device)
     judge = Judge(given.held_out, held, stage.batch, drafter.device)
     # What a checkpoint must agree in to be gone on from.
@@ -32,16 +34,18 @@ def distil(stage: Distillation, drafter: PreTrainedModel, given: Given, version:
     key = {"stage": stage.model_dump(mode="json"), "version": version, "seed": given.seed, "text": text}
     reference = None
     if stage.select is not None:
-        reference = _reference(stage, drafter, given, teacher, judge, key)
+        reference = _reference(stage, drafter, given, teacher, online, judge, key)
     training = Training(stage, drafter, given, judge, Lessons(stage, given, teacher, online, reference), key)
     training.run()
     return facts | training.facts()
 
 
-def _require_possible(stage: Distillation, given: Given) -> None:
+def _require_possible(stage: Distillation, given: Given, device: torch.device) -> None:
     fault = stage.fault_together(given.processes.world, given.processes.sharded)
     if fault is not None:
         raise FactoryError(fault)
+    if stage.compile and device.type == "cpu" and (missing := why_no_compiler()) is not None:
+        raise FactoryError(f"distill: `compile: true`, and {missing}, or remove the key")
     longest = int(given.text.length.max()) if given.text is not None else 0
     if stage.pack is not None and longest > stage.pack:
         raise DataError(
@@ -57,9 +61,12 @@ def _teachers(
     assert text is not None
     if given.cache is not None:
         cache = TeacherCache.open(given.cache)
-        kept = CachedTeacher(cache, held_out, device) if held_out is not None else None
-        return CachedTeacher(cache, text, device), None, kept, {"teacher_cache": cache.facts}
-    target, memory = given.target(), given.memory
+        kept, facts = None, cache.facts
+        if held_out is not None and len(held_out):
+            kept = CachedTeacher(cache, held_out, device)
+            facts["alpha_bound"] = cache.alpha_bound(held_out.index[:JUDGED_ROWS].tolist())
+        return CachedTeacher(cache, text, device), None, kept, {"teacher_cache": facts}
+    target, memory = given.target(), given.memory if stage.taught else None  # else it does not read the text
     online = OnlineTeacher(target, text, stage.temperature, memory=memory, progress=given.progress)
     held = None
     if held_out is not None:
@@ -72,6 +79,7 @@ def _reference(
     drafter: PreTrainedModel,
     given: Given,
     teacher: Teacher,
+    online: OnlineTeacher | None,
     judge: Judge,
     key: dict[str, Any],
 ) -> torch.Tensor:  # [answer tokens]
@@ -89,7 +97,7 @@ def _reference(
         inside = replace(given, checkpoint=folder, progress=said)
 
         def train(reference: PreTrainedModel) -> None:
-            Training(plain, reference, inside, judge, Lessons(plain, inside, teacher, None, None), key).run()
+            Training(plain, reference, inside, judge, Lessons(plain, inside, teacher, online, None), key).run()
 
         losses = reference_losses(drafter, given.text, teacher, train, given.progress)
         if given.processes.first:

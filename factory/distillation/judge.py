@@ -9,17 +9,16 @@ from torch import nn
 
 from factory.data import TextBlocks
 from factory.distillation.rows import lay
+from factory.limits import JUDGED_ROWS
 from factory.teacher import Teacher
 from factory.tensors.divergences import term
-
-JUDGED_ROWS = 128  # held-out rows that are looked at
 
 
 class Judge:
     """Mean forward KL (nats) and overlap, sum_v min(p, q), on the answers of held-out rows.
 
     Overlap is the probability that a guess is accepted (Leviathan et al., arXiv 2211.17192, cor. 3.6). Both at
-    the temperature that is trained at; from a teacher cache they err by its `alpha_bound` at most.
+    the temperature that is trained at. From a teacher cache the overlap errs by its `alpha_bound` of these rows.
     """
 
     def __init__(self, held_out: TextBlocks | None, teacher: Teacher | None, batch: int, device: torch.device) -> None:

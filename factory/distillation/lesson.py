@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from factory.distillation.rollouts import decays, how_many, roll_out
 from factory.distillation.rows import Laid, Order, lay
-from factory.distillation.settings import Distillation, weight_at
+from factory.distillation.settings import Distillation, kept_of, weight_at
 from factory.distillation.student import Chosen
 from factory.given import Given
 from factory.teacher import OnlineTeacher, Teacher
@@ -23,7 +23,7 @@ class Lesson:
     """One forward and backward pass."""
 
     laid: Laid
-    predictions: Predictions
+    predictions: Predictions | None  # None where the loss looks at none
     weights: torch.Tensor | Chosen  # [N]; over all lessons of a step and all processes they add up to `world`
     own: bool = False  # the drafter wrote it
 
@@ -62,7 +62,7 @@ class Lessons:
             rolled = self._rolled(index, progress)
             for rank in range(world):
                 count = sum(self._answers[row] for place, row in self._places(rows, rank) if place >= rolled)
-                tokens += count
+                tokens += self._learned(count)
                 weight += self._learned(count)
             mine = self._places(rows, self._processes.rank)
             passes.append([row for place, row in mine if place >= rolled])
@@ -85,7 +85,7 @@ class Lessons:
 
     def _learned(self, tokens: int) -> int:
         """Of so many tokens of one pass, how many are learned from."""
-        return tokens if self._stage.select is None else round(self._stage.select.keep * tokens)
+        return tokens if self._stage.select is None else kept_of(self._stage.select.keep, tokens)
 
     def _given(self, rows: list[int], scale: float, device: torch.device) -> Lesson:
         """Rows of the text."""
@@ -94,7 +94,7 @@ class Lessons:
         if self._stage.select is not None and self._reference is not None:
             reference = torch.cat([self._reference[self._spans[row]] for row in rows])
             weights = Chosen(reference.to(device), self._stage.select.keep, scale)
-        return Lesson(laid, self._teacher.predictions(rows), weights)
+        return Lesson(laid, self._teacher.predictions(rows) if self._stage.taught else None, weights)
 
     def _own(self, rows: list[int], drafter: PreTrainedModel, index: int) -> tuple[Laid, Predictions, torch.Tensor]:
         rollouts = self._stage.rollouts

@@ -45,6 +45,16 @@ def summed(model: nn.Module, last: bool) -> Iterator[None]:
     yield
 
 
+def let_go(model: nn.Module) -> None:
+    """To be called before weights change outside of a step, as where a mean takes their place.
+
+    After a forward pass without a backward pass FSDP2's outermost group keeps what it gathered, and the next pass
+    would be made with that.
+    """
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def whole(model: nn.Module) -> dict[str, Any]:
     """All weights put together, on the CPU of the first process; elsewhere empty. Every process must call it."""
     return dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)))

@@ -35,7 +35,7 @@ def roll_out(drafter: PreTrainedModel, rows: TextBlocks, settings: OnPolicy, see
     context = context_length(drafter)
     beginnings = [ids[-(context - 1) :] for ids in beginnings]
     limits = Limits(max_new_tokens=settings.new_tokens, eos=eos_token_ids(drafter), context=context)
-    requests = [index * len(beginnings) + row for row in range(len(beginnings))]
+    requests = [(index << 32) + row for row in range(len(beginnings))]  # no two passes share one
     noise = Noise(seed + 1, requests, device=str(drafter.device))  # not that of the target's own writing
     written = autoregressive(
         EagerReader(drafter), beginnings, Sampling(temperature=settings.temperature), limits, noise

@@ -11,11 +11,10 @@ from transformers import PreTrainedModel
 from factory.data import TextBlocks
 from factory.distillation.rows import lay
 from factory.distillation.student import answer_states
+from factory.limits import READ_ROWS
 from factory.teacher import Teacher
 from factory.tensors.divergences import forward_kl
 from factory.tensors.positions import divergence_at
-
-READ_ROWS = 16  # in one forward pass of the reference
 
 
 def reference_losses(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -9,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 
 class _Setting(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 Weight = float | tuple[tuple[float, float], ...]
@@ -30,6 +31,13 @@ def weight_at(weight: Weight, progress: float) -> float:
 def largest(weight: Weight) -> float:
     """The most that it ever is."""
     return weight if isinstance(weight, int | float) else max(height for _, height in weight)
+
+
+def _nothing_counts(weights: Sequence[Weight]) -> bool:
+    """Whether all are 0 for a while. They are straight between their points, so its ends decide."""
+    edges = {0.0, 1.0, *(share for weight in weights if isinstance(weight, tuple) for share, _ in weight)}
+    silent = [all(weight_at(weight, edge) == 0 for weight in weights) for edge in sorted(edges)]
+    return any(left and right for left, right in pairwise(silent))
 
 
 def _sound(weight: Weight) -> Weight:
@@ -105,6 +113,11 @@ class Selection(_Setting):
     reference_epochs: float = Field(default=1.0, gt=0, description="passes over the text that the reference gets")
 
 
+def kept_of(keep: float, tokens: int) -> int:
+    """Of so many tokens of one pass, how many a selection keeps: at least one, since a small share could be none."""
+    return min(tokens, max(1, round(keep * tokens)))
+
+
 MethodName = Literal["seq_kd", "supervised_kd", "imit_kd", "f_distill", "on_policy_gkd"]
 
 METHODS: dict[str, tuple[LossTerm, OnPolicy | None]] = {
@@ -136,7 +149,8 @@ class Distillation(_Setting):
     )
     temperature: float = Field(default=1.0, gt=0, description="softens both distributions")
     teacher: Literal["online", "cache"] = Field(
-        default="online", description="cache: the target's top_k of every position, written once for all candidates"
+        default="online",
+        description="cache: of every position top_k tokens and drawn others, written once for all candidates",
     )
     top_k: int = Field(default=48, ge=1, description="likeliest tokens of a position that the cache keeps")
     drawn: int = Field(default=16, ge=0, description="tokens drawn to stand for all others; 0: others are one outcome")
@@ -174,9 +188,12 @@ class Distillation(_Setting):
         faults = []
         if self.loss == ():
             faults.append("loss: an empty list; give at least one {kind, weight}, or remove the key")
+        elif _nothing_counts([term.weight for term in self.terms]):
+            faults.append("loss: for a part of the training every weight is 0, so nothing is learned there; raise one")
         kinds = [term.kind for term in self.terms]
         if len(set(kinds)) < len(kinds):
             faults.append(f"loss: {max(kinds, key=kinds.count)} stands in it twice; give it one weight")
+        kinds = [term.kind for term in self.terms if largest(term.weight) > 0]
         rolls_out = self.rollouts is not None
         if self.teacher == "cache" and rolls_out:
             faults.append(
@@ -191,6 +208,17 @@ class Distillation(_Setting):
             faults.append("pack: roll-outs cannot be packed; remove pack or on_policy")
         if self.lora is not None and "layers" in self.freeze:
             faults.append("freeze: adapters are trained within layers; remove layers from it, or lora")
+        if self.teacher == "online":
+            asked = [
+                name for name in ("top_k", "drawn") if getattr(self, name) != type(self).model_fields[name].default
+            ]
+            faults += [f"{name}: only a teacher cache has it; write `teacher: cache`, or remove it" for name in asked]
+        if self.lora is not None and self.untie_head:
+            faults.append(
+                "untie_head: with lora the head is not trained, so it would stay equal; remove one of the two"
+            )
+        if self.optimizer == "muon" and "layers" in self.freeze:
+            faults.append("optimizer: muon is for the layers' matrices, which `freeze` keeps as they are; write adamw")
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -201,6 +229,11 @@ class Distillation(_Setting):
         if self.loss is None:
             return (METHODS[self.method][0] if self.method else LossTerm(kind="forward_kl"),)
         return (LossTerm(kind=self.loss),) if isinstance(self.loss, str) else self.loss
+
+    @property
+    def taught(self) -> bool:
+        """Whether it looks at the target's predictions on the text: the likelihood of tokens needs none."""
+        return self.select is not None or any(term.kind != "cross_entropy" for term in self.terms)
 
     @property
     def rollouts(self) -> OnPolicy | None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from factory.anatomy import anatomy_of
 from factory.distillation.adapters import add_adapters, merge_adapters
 from factory.distillation.rows import Laid, packed_mask
-from factory.distillation.settings import Distillation
+from factory.distillation.settings import Distillation, kept_of
 from factory.tensors.divergences import Term, forward_kl
 from factory.tensors.fused import FusedLoss, fused_loss
 from factory.tensors.positions import divergence_at
@@ -40,7 +40,7 @@ class Student(nn.Module):
     def forward(
         self,
         laid: Laid,
-        predictions: Predictions,
+        predictions: Predictions | None,
         weights: torch.Tensor | Chosen,  # [N] of each position
         terms: Sequence[Term],
         with_overlap: bool = False,
@@ -50,6 +50,7 @@ class Student(nn.Module):
         head = self.drafter.get_output_embeddings()
         bias = getattr(head, "bias", None)
         if isinstance(weights, Chosen):
+            assert predictions is not None
             weights = _weights_of(weights, hidden, head.weight, bias, predictions)
         return fused_loss(
             hidden,
@@ -69,7 +70,7 @@ def _weights_of(
 ) -> torch.Tensor:  # [N]
     """`scale` at the positions that are learned from, 0 at the others. A tie goes to the earlier one."""
     now = divergence_at(forward_kl, hidden, weight, bias, predictions)
-    stay = round(chosen.keep * len(now))
+    stay = kept_of(chosen.keep, len(now))
     gains = (now - chosen.reference).sort(descending=True, stable=True).indices[:stay]
     weights = torch.zeros_like(now)
     weights[gains] = chosen.scale

@@ -17,7 +17,7 @@ from factory.distillation.judge import Judge
 from factory.distillation.lesson import Lesson, Lessons
 from factory.distillation.losses import terms_at
 from factory.distillation.optimizers import learning_rate, optimizers_of
-from factory.distillation.parallel import summed, whole, wrap
+from factory.distillation.parallel import let_go, summed, whole, wrap
 from factory.distillation.settings import Distillation
 from factory.distillation.student import Student, layers_of, prepare, release, untie
 from factory.errors import FactoryError
@@ -120,7 +120,7 @@ class Training:
         norm = clip_grad_norm_(self._weights, self._stage.clip)
         size = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if not (math.isfinite(mean) and math.isfinite(size)):
-            raise FactoryError(self._diverged(mean, size))
+            raise FactoryError(self._diverged(mean, size, self.step))
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -149,8 +149,11 @@ class Training:
         with self._average.in_place() if self._average is not None else nullcontext():
             with self._mixed():
                 judged = self._judge(self._model)
+            let_go(self._model)
             if judged is None:
                 return
+            if not math.isfinite(judged["overlap"]):
+                raise FactoryError(self._diverged(judged["forward_kl"], math.nan, self.step - 1))
             since = self.looks[-1]["step"] if self.looks else 0
             recent = self.losses[since:]
             look = {"step": self.step, "tokens": self.tokens, **judged}
@@ -171,8 +174,9 @@ class Training:
             said += f", modelled {last['speedup']:.2f}x at k = {last['k']}"
         return said
 
-    def _diverged(self, loss: float, size: float) -> str:
-        kept = self.step // self._stage.checkpoint_every * self._stage.checkpoint_every
+    def _diverged(self, loss: float, size: float, sound: int) -> str:
+        """What to say where it is not finite any more; it may have been saved up to step `sound`."""
+        kept = max(0, sound) // self._stage.checkpoint_every * self._stage.checkpoint_every
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {size}"
         return (
             f"distill: {what} at step {self.step} of {self.steps}; lower `lr` ({self._stage.lr}) or `clip` "

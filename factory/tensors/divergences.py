@@ -4,9 +4,10 @@ Every divergence is `(log_p, log_q) -> (value [C], slope [C, K])`: log-probabili
 in, and out come nats (or a probability) and slope_i = d value / d log q_i, the log q_i taken for free variables. A
 slope goes through the softmax in `factory/tensors/fused.py`: d value / d logit_i = slope_i - q_i * sum(slope).
 
-K is the vocabulary, or k + 1 where a teacher kept its k likeliest tokens and the mass of all others. Merging outcomes
-hides what differs among them: f-divergences (KL both ways, JSD, TV) are then lower bounds of the true ones (data
-processing), and the overlap is an upper bound.
+K is the vocabulary, or where a teacher kept its k likeliest tokens k + 1, all others being one, or k + m, m of them
+being drawn to stand for the others (`factory/tensors/predictions.py`). Merging outcomes hides what differs among them:
+f-divergences (KL both ways, JSD, TV) are then lower bounds of the true ones (data processing), and the overlap is an
+upper bound.
 
 log_p may be -inf (0 log 0 = 0); log_q must be finite. Where log_p itself counts, a probability under the dtype's
 smallest normal number counts as that number: a student that is certain of what the teacher excludes costs 87 nats in

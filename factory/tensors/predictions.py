@@ -1,4 +1,4 @@
-"""A teacher's predictions at N positions, handed out a few positions at a time: in full, or the top k of a cache."""
+"""A teacher's predictions at N positions, handed out a few positions at a time: in full, or what a cache kept."""
 
 from __future__ import annotations
 

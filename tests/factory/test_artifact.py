@@ -109,7 +109,7 @@ def test_the_card_says_what_each_training_took_and_brought(tmp_path: Path) -> No
     first |= {"held_out_before": before, "held_out_after": after}
     second = {"kind": "distill", "steps": 50, "planned_steps": 50, "kept_step": 50, "trained_tokens": 9000}
     second |= {"held_out_before": None, "held_out_after": None}
-    second |= {"teacher_cache": {"bytes": 64e6, "alpha_bound": 0.00123, "top_k": 64}}
+    second |= {"teacher_cache": {"bytes": 64e6, "alpha_bound": 0.00123, "top_k": 64, "drawn": 0}}
     card = carded(tmp_path / "x", RECIPE, first, second)
     assert (
         "| 2, distill | 300 of 400, stopped early; kept: 200 | 1.23 M | 0.250 -> 0.500 | 2.000 -> 1.000 "
@@ -120,6 +120,9 @@ def test_the_card_says_what_each_training_took_and_brought(tmp_path: Path) -> No
         "| a cache of 64.0 MB, which moves the mean overlap by at most 0.0012 |"
     ) in card
     assert card.index("## Forecast") < card.index("## Training") < card.index("## Measured")
+    second["teacher_cache"] |= {"drawn": 16}
+    again = carded(tmp_path / "y", RECIPE, first, second)
+    assert "| a cache of 64.0 MB, which moves the mean overlap by at most 0.0012 in 95 cases of 100 |" in again
 
 
 def test_the_card_of_an_earlier_training_leaves_out_what_was_not_counted(tmp_path: Path) -> None:

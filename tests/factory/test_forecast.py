@@ -235,6 +235,9 @@ def test_what_each_way_to_distil_takes() -> None:
     assert plain.seconds - cached.seconds == pytest.approx(target_s)
     assert plain.memory_bytes - cached.memory_bytes == 100 * 31 * 16 * 4
 
+    likely = distilling(loss="cross_entropy")  # its predictions are asked for where it is judged alone
+    assert plain.seconds - likely.seconds == pytest.approx(target_s)
+
     mean = distilling(ema=0.99)
     assert mean.memory_bytes - plain.memory_bytes == 4 * weights
     assert mean.disk_bytes - plain.disk_bytes == 2 * 4 * weights

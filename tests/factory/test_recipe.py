@@ -129,6 +129,11 @@ def test_orders_that_make_no_sense_are_told_all_at_once() -> None:
             "move it to the end",
         ),
         (
+            "name: x\ndata: {prompts: bos, held_out: 0}\nstages:\n  - {kind: distill, patience: 2}\n",
+            "r.yaml:4: stages.0.patience: with `held_out: 0` there is nothing to look at; hold some text out, or "
+            "remove it",
+        ),
+        (
             FULL.replace("samples: 10", "written_by: none"),
             "r.yaml:3: data.written_by: `prompts: bos` is no text by itself; write `written_by: target`",
         ),

@@ -307,3 +307,6 @@ def test_drawn_tokens_come_in_proportion_and_are_the_same_however_written(
     ratio = (q.gather(1, ids[:, 8:]) / p.exp().gather(1, ids[:, 8:])).clamp(max=1).mean(-1)
     assert abs(float((shared + tail * ratio).mean() - true)) < cache.facts["alpha_bound"]
     assert cache.facts["alpha_bound"] < 0.1 * cache.facts["mean_tail"]
+    assert cache.alpha_bound(range(11)) == pytest.approx(cache.facts["alpha_bound"])
+    few = [cache.alpha_bound([row]) for row in range(11)]  # a mean of fewer positions errs by more
+    assert sum(few) / 11 > 1.5 * cache.facts["alpha_bound"]

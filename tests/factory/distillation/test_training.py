@@ -66,6 +66,7 @@ RESUMED: list[dict[str, Any]] = [
     {"pack": 16},
     {"on_policy": {"share": 0.5}, "method": "f_distill"},
     {"select": {"keep": 0.5}},
+    {"select": {"keep": 0.5}, "on_policy": {"share": 0.5}},
     {"freeze": ["embedding", "norms"], "loss": [{"kind": "lk_hybrid"}, {"kind": "cross_entropy", "weight": 0.1}]},
     {"patience": 2, "check_every": 1},
 ]
@@ -280,3 +281,75 @@ def test_an_untied_head_learns_apart_from_the_embedding_and_is_saved(
         shape_from_config({**target.config.to_dict(), "dtype": "float32", "num_hidden_layers": 2, "n_layer": 2})
     )
     assert shape.parameters == sum(weight.numel() for weight in stored.parameters())
+
+
+def test_a_share_so_small_that_nothing_would_stay_keeps_one_token(
+    models: tuple[PreTrainedModel, Callable[[], PreTrainedModel]], given_of: Callable[..., Given]
+) -> None:
+    target, make = models
+    drafter, before = make(), fingerprint(make())
+    facts = stage_of(select={"keep": 0.001}).apply(drafter, given_of(target))
+    assert facts["trained_tokens"] == facts["steps"] == 3 and all(loss > 0 for loss in facts["losses"])
+    assert fingerprint(drafter) != before
+
+
+def test_the_likelihood_of_tokens_alone_does_not_ask_the_target(
+    models: tuple[PreTrainedModel, Callable[[], PreTrainedModel]], given_of: Callable[..., Given]
+) -> None:
+    target, make = models
+    given, read = given_of(target, memory={}), []
+    target.base_model.register_forward_hook(lambda *_: read.append(1))
+    facts = stage_of(epochs=3, lr=3e-3, loss="cross_entropy").apply(make(), given)
+    assert len(read) == 1 and given.memory == {}  # the held-out text, once
+    assert facts["losses"][-1] < facts["losses"][0]
+    read.clear()
+    mixed = [{"kind": "cross_entropy"}, {"kind": "forward_kl", "weight": 0.0}]
+    asked = stage_of(epochs=3, lr=3e-3, loss=mixed).apply(make(), given_of(target, name="asked"))
+    assert len(read) == 10 and asked["losses"] == facts["losses"]
+
+
+def test_weights_that_break_in_the_last_step_are_not_kept(
+    models: tuple[PreTrainedModel, Callable[[], PreTrainedModel]], given_of: Callable[..., Given]
+) -> None:
+    target, make = models
+
+    def poison(done: int, total: int, what: str) -> None:
+        if "distilling" in what and done == total == 6:
+            with torch.no_grad():
+                next(drafter.parameters()).fill_(float("nan"))
+
+    drafter = make()
+    with pytest.raises(FactoryError, match=r"the loss is nan at step 6 of 6; lower `lr` .*state of step 4 is kept"):
+        stage_of(epochs=2, checkpoint_every=2).apply(drafter, given_of(target, progress=poison))
+
+
+def test_adapters_are_drawn_from_any_seed(
+    models: tuple[PreTrainedModel, Callable[[], PreTrainedModel]], given_of: Callable[..., Given]
+) -> None:
+    target, make = models
+    given = replace(given_of(target), seed=2**63 - 1)
+    own = {"share": 0.5, "new_tokens": 2}
+    assert stage_of(lora=2, on_policy=own).apply(make(), given)["steps"] == 3
+
+
+def test_a_damaged_checkpoint_is_told(
+    models: tuple[PreTrainedModel, Callable[[], PreTrainedModel]], given_of: Callable[..., Given]
+) -> None:
+    target, make = models
+    given = given_of(target)
+    path = given.checkpoint / "checkpoint.pt"
+    for damaged in (b"", b"no checkpoint"):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"missing or damaged .*; remove its folder to begin this training anew"):
+            stage_of().apply(make(), given)
+
+
+def test_without_a_compiler_nothing_is_compiled(
+    models: tuple[PreTrainedModel, Callable[[], PreTrainedModel]],
+    given_of: Callable[..., Given],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target, make = models
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FactoryError, match=r"`compile: true`, and no C\+\+ compiler is on the path: .*remove the key"):
+        stage_of(compile=True).apply(make(), given_of(target))
