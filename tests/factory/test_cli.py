@@ -126,6 +126,7 @@ stages:
     temperature: 2.0
     teacher: cache
     top_k: 32
+    drawn: 8
     select: {keep: 0.4, reference_epochs: 0.5}
     epochs: 3
     lr: 1.0e-3
