@@ -87,7 +87,7 @@ def _passing(stage: Distillation, drafter: Shape, target: Shape, text: Text, dty
 
 def _remembers(stage: Distillation, target: Shape, text: Text, dtype: str) -> bool:
     size = text.rows * text.answer_tokens * target.hidden * BITS[dtype] / 8
-    return stage.teacher == "online" and stage.taught and stage.epochs >= 1 and size <= REMEMBERED_BYTES
+    return stage.teacher == "online" and stage.taught and stage.epochs > 1 and size <= REMEMBERED_BYTES
 
 
 def _seconds(

@@ -174,11 +174,11 @@ class Workshop:
         write_atomically(working / "stage.json", json.dumps(record, indent=1))
 
     def _memory_of(self, stage: AnyStage) -> Memory | None:
-        """What the target's states on the present text are kept in, where all of it is read.
+        """What the target's states on the present text are kept in, where they are looked at more than once.
 
         By the recipe alone: a reading in other batches is another one to the last bits.
         """
-        whole = isinstance(stage, Distill) and stage.epochs >= 1
+        whole = isinstance(stage, Distill) and stage.epochs > 1
         if not whole or self._processes.world > 1:
             return None
         key = (self._job.text_digest, data_of(self._job).held_out)
