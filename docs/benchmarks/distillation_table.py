@@ -76,8 +76,9 @@ def _print(found: dict[str, Any]) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for arm in sorted(found["arms"], key=lambda one: (one["layers"], -one["overlap"])):
         said, more = "", arm.get("difference")
-        if more and more["low"] is not None:
-            said = f"{more['value']:+.4f} ({more['low']:+.4f} to {more['high']:+.4f})"
+        if more:
+            said = f"{more['value']:+.4f}"
+            said += f" ({more['low']:+.4f} to {more['high']:+.4f})" if more["low"] is not None else " (one seed)"
         cells = [arm["arm"], arm["against"] or "", f"{arm['overlap']:.4f}", said, f"{arm['same_top']:.4f}"]
         cells += [f"{arm['forward_kl']:.3f}", str(len(arm["seeds"]))]
         print(f"| {' | '.join(cells)} |")
