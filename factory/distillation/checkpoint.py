@@ -63,16 +63,21 @@ class Checkpoint:
         )
         return state
 
-    def save_best(self, student: nn.Module) -> None:
-        """Keep the weights of the best look so far."""
+    def save_best(self, student: nn.Module, step: int) -> None:
+        """Keep the weights of the best look so far, and whose they are."""
         model = get_model_state_dict(student, options=_WHOLE)
         if self._processes.first:
-            write_state({"key": self._key, "model": model}, self._best)
+            write_state({"key": self._key, "step": step, "model": model}, self._best)
         self._processes.wait()
 
-    def load_best(self, student: nn.Module) -> None:
-        """Put the best weights back. Raises DataError where they are gone or damaged."""
+    def load_best(self, student: nn.Module, step: int) -> None:
+        """Put the weights of that look back. Raises DataError where they are gone, damaged or another look's."""
         state = _read(self._best)
+        if (state.get("key"), state.get("step")) != (self._key, step):
+            raise DataError(
+                f"{self._best}: not the weights of step {step}, which looked best; remove {self._best.parent} to train "
+                "anew"
+            )
         set_model_state_dict(student, state["model"], options=_INTO)
 
 

@@ -163,7 +163,7 @@ class Training:
                 look |= self._given.modelled(judged["overlap"])
             self.looks.append(look)
             if self._stage.keep == "best" and len(self.looks) > 1 and self.kept_step == self.step < self.steps:
-                self._checkpoint.save_best(self._model)
+                self._checkpoint.save_best(self._model, self.step)
 
     def _said(self) -> str:
         last = self.looks[-1] if self.looks else None
@@ -204,7 +204,7 @@ class Training:
     def _finish(self) -> None:
         """The kept weights stand in the drafter, whole, frozen, in eval mode."""
         if self.kept_step != self.step:
-            self._checkpoint.load_best(self._model)
+            self._checkpoint.load_best(self._model, self.kept_step)
         elif self._average is not None:
             self._average.settle()
         if self._processes.sharded:
