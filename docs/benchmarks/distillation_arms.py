@@ -48,7 +48,8 @@ class Settings:
     half: bool = False  # the target in bfloat16, the student's products too over float32 weights; by both trainers
     remembered: bool = True  # also with the target's hidden states kept over epochs
     epochs: int = 5  # of that arm, by arithmetic: what one later epoch takes, and the reading once
-    top_k: int = 64
+    top_k: int = 48
+    drawn: int = 16
     candidates: int = 8  # that one cache's writing is spread over
     lr: float = 1e-3
     seed: int = 0
@@ -184,7 +185,7 @@ def write(case: Case, folder: Path) -> tuple[float, dict[str, Any]]:
     """Seconds that the teacher cache of the whole text takes to be written, and its facts."""
     gc.collect()
     settings, key = case.settings, {"target": case.name, "text": "benchmark", "dtype": str(case.target.dtype)}
-    kept = CacheSettings(1.0, settings.top_k)
+    kept = CacheSettings(1.0, settings.top_k, settings.drawn)
     begun_s = time.perf_counter()
     write_cache(case.target, case.text, kept, folder=folder, key=key, progress=lambda done, total, what: None)
     return time.perf_counter() - begun_s, TeacherCache.open(folder).facts
@@ -201,7 +202,6 @@ def train(case: Case, *, cache: Path | None = None, epochs: int = 1, steps: int 
     stage = Distill(
         kind="distill",
         teacher="cache" if cache else "online",
-        top_k=settings.top_k,
         epochs=total / settings.steps,
         batch=settings.batch,
         lr=settings.lr,
@@ -220,6 +220,7 @@ def train(case: Case, *, cache: Path | None = None, epochs: int = 1, steps: int 
             *(lambda: case.target, case.text, None, settings.seed, Path(folder), progress),
             cache=cache,
             half=settings.half,
+            memory={} if epochs > 1 and cache is None else None,
         )
         begun_s = time.perf_counter()
         facts = stage.apply(student, given)

@@ -1,4 +1,4 @@
-"""The teacher cache against full logits: its size, the overlap read from it, and a drafter trained from it.
+"""The teacher cache against full logits: its size, and the overlap read from it.
 
     factory build recipes/demo/quick.yaml --out artifacts/demo
     python docs/benchmarks/teacher_cache.py --drafter artifacts/demo/quick     # writes teacher-cache-cpu.json
@@ -8,26 +8,24 @@
 
 Size: caches really written for random models of three vocabularies, over what float16 logits of every position would
 take. Overlap: sum_v min(p, q) of target and drafter on text that the target wrote, from full logits and from caches of
-several k; a cache counts all tokens beyond its k as one outcome, so it can only overstate, and says by how much at
-most. Training: the same untrained layers distilled twice, online and from a cache, both judged by full logits.
+several sizes, each with all tokens the likeliest ones and with a quarter of them drawn from the others. What a drafter
+trained from a cache loses is in distillation.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from decoder_table import verdict, words_of
-from distillation_arms import DEMO, TARGET, first_layers
+from distillation_arms import TARGET
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from eval.suites import load_suite
@@ -36,12 +34,11 @@ from factory.data import TextBlocks, text_blocks
 from factory.distillation.judge import Judge
 from factory.distillation.student import Student
 from factory.files import write_atomically
-from factory.given import CacheSettings, Given
+from factory.given import CacheSettings
 from factory.limits import JUDGED_ROWS
 from factory.models import context_length, load_model, load_tokenizer
 from factory.prompts import read_prompts
 from factory.scribe import write_text
-from factory.stages import Distill
 from factory.teacher import CachedTeacher, OnlineTeacher, Teacher
 from factory.teacher_cache import TeacherCache, write_cache
 
@@ -60,26 +57,19 @@ class Settings:
     ks: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256)
     judged_rows: int = JUDGED_ROWS
     new_tokens: int = 112
-    steps: int = 160  # of each training; 0: none
-    seeds: tuple[int, ...] = (0, 1, 2)
-    rows: int = 256  # trained on
-    layers: int = 1
-    top_k: int = 64
-    batch: int = 8
-    lr: float = 3e-3
 
 
-QUICK = Settings((1_000, 2_000), (16,), 2, 9, (16, 64), 4, 8, 2, (0,), 8)
+QUICK = Settings((1_000, 2_000), (16,), 2, 9, (16, 64), 4, 8)
 
 
 def silent(_done: int, _total: int, _what: str) -> None:
     """Progress that nobody looks at."""
 
 
-def written(target: PreTrainedModel, text: TextBlocks, top_k: int, folder: Path) -> TeacherCache:
+def written(target: PreTrainedModel, text: TextBlocks, kept: int, drawn: int, folder: Path) -> TeacherCache:
     """A cache, written and opened."""
     key = {"target": "benchmark", "text": f"{len(text)} rows", "dtype": str(target.dtype)}
-    write_cache(target, text, CacheSettings(1.0, top_k), folder=folder, key=key, progress=silent)
+    write_cache(target, text, CacheSettings(1.0, kept - drawn, drawn), folder=folder, key=key, progress=silent)
     return TeacherCache.open(folder)
 
 
@@ -95,7 +85,7 @@ def sizes(settings: Settings, folder: Path) -> list[dict[str, Any]]:
         text = text_blocks([(row, 1) for row in ids])
         for top_k in settings.size_ks:
             begun_s = time.perf_counter()
-            facts = written(target, text, top_k, folder / f"{vocabulary}-{top_k}").facts
+            facts = written(target, text, top_k, top_k // 4, folder / f"{vocabulary}-{top_k}").facts
             kept = {name: facts[name] for name in ("positions", "bytes", "bytes_per_position")}
             share = facts["share_of_full_float16"]
             seconds = time.perf_counter() - begun_s
@@ -129,7 +119,7 @@ def judged(drafter: PreTrainedModel, text: TextBlocks, teacher: Teacher) -> dict
 
 def full(target: PreTrainedModel, text: TextBlocks) -> OnlineTeacher:
     """Full logits of the target."""
-    return OnlineTeacher(target, text, 1.0, remembers=False, batch=8, progress=silent)
+    return OnlineTeacher(target, text, 1.0, progress=silent)
 
 
 def overlaps(
@@ -138,59 +128,22 @@ def overlaps(
     """Overlap from full logits, and from a cache of each k."""
     exact = judged(drafter, text, full(target, text))
     rows = []
-    for top_k in settings.ks:
-        cache = written(target, text, top_k, folder / f"k-{top_k}")
+    for kept, drawn in [(count, part) for count in settings.ks for part in (0, count // 4)]:
+        cache = written(target, text, kept, drawn, folder / f"{kept}-{drawn}")
         coarse, facts = judged(drafter, text, CachedTeacher(cache, text, drafter.device)), cache.facts
         names = ("bytes_per_position", "share_of_full_float16", "mean_tail", "mean_rounding", "alpha_bound")
         over = coarse["overlap"] - exact["overlap"]
-        rows.append({"top_k": top_k, **coarse, "overstated": over, **{name: facts[name] for name in names}})
+        told = {name: facts[name] for name in names}
+        rows.append({"kept": kept, "drawn": drawn, **coarse, "overstated": over, **told})
         rows[-1]["within_bound"] = abs(over) <= facts["alpha_bound"] + 1e-6
     return {"vocabulary": target.config.vocab_size, "full": exact, "caches": rows}
-
-
-def trained(
-    target: PreTrainedModel, text: TextBlocks, held_out: TextBlocks, settings: Settings, folder: Path
-) -> dict[str, Any]:
-    """One student from full logits, another from a cache: same rows, same order, same steps, for every seed."""
-    cache = folder / "trained"
-    written(target, text, settings.top_k, cache)
-    before, runs = first_layers(target, settings.layers), []
-    for seed in settings.seeds:
-        run: dict[str, Any] = {"seed": seed}
-        for teacher in ("online", "cache"):
-            student = copy.deepcopy(before)
-            stage = Distill(
-                kind="distill",
-                teacher=teacher,
-                top_k=settings.top_k,
-                epochs=settings.steps * settings.batch / len(text),
-                batch=settings.batch,
-                lr=settings.lr,
-                keep="last",
-            )
-            given = Given(lambda: target, text, None, seed, folder / f"{teacher}-{seed}", silent)
-            given.checkpoint.mkdir()
-            if teacher == "cache":
-                given = Given(lambda: target, text, None, seed, given.checkpoint, silent, cache=cache)
-            stage.apply(student, given)
-            run[teacher] = judged(student, held_out, full(target, held_out))
-        run["difference"] = run["cache"]["overlap"] - run["online"]["overlap"]
-        print(json.dumps(run), file=sys.stderr, flush=True)
-        runs.append(run)
-    differences = [run["difference"] for run in runs]
-    return {
-        "before": judged(before, held_out, full(target, held_out)),
-        "runs": runs,
-        "mean_difference": sum(differences) / len(differences),
-        "largest_difference": max(differences, key=abs),
-    }
 
 
 def table(kept: dict[str, Any]) -> str:
     """Markdown."""
     lines = []
     if kept["sizes"]:
-        lines += ["| vocabulary | top k | bytes a position | over float16 logits | goal | |", "| --- " * 6 + "|"]
+        lines += ["| vocabulary | tokens kept | bytes a position | over float16 logits | goal | |", "| --- " * 6 + "|"]
     goal = {"relation": "<=", "value": SIZE_GOAL}
     for row in kept["sizes"]:
         said = verdict({"goal": goal, "value": row["share"], "low": row["share"], "high": row["share"]})
@@ -202,23 +155,15 @@ def table(kept: dict[str, Any]) -> str:
     if measured:
         exact = measured["full"]["overlap"]
         lines += ["", f"Overlap at V = {measured['vocabulary']:,}; from full logits {exact:.4f}.", ""]
-        lines += ["| top k | from the cache | overstated, points | bound, points | bytes a position | |"]
-        lines.append("| --- " * 6 + "|")
+        lines += [
+            "| tokens kept | of them drawn | from the cache | overstated, points | bound, points | bytes a position | |"
+        ]
+        lines.append("| --- " * 7 + "|")
         for row in measured["caches"]:
             near = "within" if abs(row["overstated"]) <= ALPHA_GOAL else "beyond"
             lines.append(
-                f"| {row['top_k']} | {row['overlap']:.4f} | {100 * row['overstated']:.3f} "
+                f"| {row['kept']} | {row['drawn']} | {row['overlap']:.4f} | {100 * row['overstated']:.3f} "
                 f"| {100 * row['alpha_bound']:.2f} | {row['bytes_per_position']:,.0f} | {near} 0.5 points |"
-            )
-    if kept["trained"]:
-        settings = kept["settings"]
-        lines += ["", f"Trained for {settings['steps']} steps from k = {settings['top_k']}, judged by full logits:", ""]
-        lines += ["| seed | before | online | from the cache | difference, points | |", "| --- " * 6 + "|"]
-        for run in kept["trained"]["runs"]:
-            near = "within" if abs(run["difference"]) <= ALPHA_GOAL else "beyond"
-            lines.append(
-                f"| {run['seed']} | {kept['trained']['before']['overlap']:.4f} | {run['online']['overlap']:.4f} "
-                f"| {run['cache']['overlap']:.4f} | {100 * run['difference']:+.3f} | {near} 0.5 points |"
             )
     hardware, versions = kept["hardware"], kept["versions"]
     lines += ["", f"{hardware['cpu']}, {hardware['threads']} threads; float32; torch {versions['torch']}."]
@@ -243,9 +188,6 @@ def main() -> None:
     parser.add_argument("--target", type=Path, default=TARGET)
     parser.add_argument("--drafter", type=Path, help="an artifact or a model folder; without it no overlap by k")
     parser.add_argument("--prompts", type=Path, help="what the judged text continues; without it the suite `code`")
-    parser.add_argument("--train-prompts", type=Path, default=DEMO / "prompts.jsonl")
-    parser.add_argument("--steps", type=int, help="of each training; 0 trains nothing")
-    parser.add_argument("--layers", type=int, help="of the trained student")
     parser.add_argument("--no-sizes", action="store_true")
     parser.add_argument("--quick", action="store_true", help="small sizes; writes only with --to")
     parser.add_argument("--threads", type=int, default=2)
@@ -256,8 +198,7 @@ def main() -> None:
         print(table(json.loads(arguments.table.read_text(encoding="utf-8"))))
         return
     torch.set_num_threads(arguments.threads)
-    changes = {name: value for name in ("steps", "layers") if (value := getattr(arguments, name)) is not None}
-    settings = replace(QUICK if arguments.quick else Settings(), **changes)
+    settings = QUICK if arguments.quick else Settings()
     kept: dict[str, Any] = {
         "quick": arguments.quick,
         "settings": asdict(settings),
@@ -266,24 +207,17 @@ def main() -> None:
         "git": provenance.git_sha(),
         "sizes": [],
         "overlap": None,
-        "trained": None,
     }
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if not arguments.no_sizes:
             kept["sizes"] = sizes(settings, folder)
-        if arguments.drafter or settings.steps:
+        if arguments.drafter:
             target = load_model(arguments.target, dtype=torch.float32)
             room = context_length(target) - settings.new_tokens
             texts = read_prompts(arguments.prompts) if arguments.prompts else load_suite("code").prompts
             held_out = text_of(target, encoded(texts, arguments.target, room), settings.judged_rows, settings)
-        if arguments.drafter:
             kept["overlap"] = overlaps(target, drafter_in(arguments.drafter), held_out, settings, folder)
-        if settings.steps:
-            prompts = encoded(read_prompts(arguments.train_prompts), arguments.target, room)
-            kept["trained"] = trained(
-                target, text_of(target, prompts, settings.rows, settings), held_out, settings, folder
-            )
     to = arguments.to or (None if arguments.quick else KEPT)
     if to is not None:
         write_atomically(to, json.dumps(kept, indent=1) + "\n")
