@@ -33,7 +33,7 @@ WIDE: dict[str, dict[str, Any]] = {
 RECIPE = """\
 name: chain
 target: {{model: {target}}}
-data: {{prompts: bos, samples: 12, max_new_tokens: 14, batch: 12, held_out: 0.2}}
+data: {{prompts: bos, samples: 40, max_new_tokens: 14, batch: 40, held_out: 0.2}}
 stages:
   - {{kind: drop_layers, keep: 2, score: {score}}}
   - {{kind: prune_width, keep_ffn: 0.5{heads}}}
