@@ -154,7 +154,8 @@ def test_a_candidate_that_fails_does_not_cost_the_others(tiny_folder: Path, tmp_
     path = recipe(tmp_path, tiny_folder, "stages.1.lr: [1e-3, 1e30, 3e-3]", epochs=4)
     with pytest.raises(FactoryError) as caught:
         build(load(path), out, silent, jobs=jobs)
-    assert str(caught.value).startswith("tiny--lr1e+30: distill: the loss is ")
+    assert str(caught.value).startswith(f"tiny--lr1e+30: {path}:")
+    assert "stages.1.lr: distill: the loss is nan" in str(caught.value)
     raw = {f"tiny--lr{lr}--raw" for lr in ("0.001", "1e+30", "0.003")}
     assert {made.name for made in list_artifacts(out)} == {"tiny--lr0.001", "tiny--lr0.003", *raw}
 
