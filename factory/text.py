@@ -30,7 +30,7 @@ def data_of(job: Job) -> Data:
     return data
 
 
-def text_of(job: Job, target: Target, processes: Processes) -> Corpus:
+def corpus_of(job: Job, target: Target, processes: Processes) -> Corpus:
     """The whole text, with what is known of it written down beside it. Several processes make it together.
 
     Raises DataError where nothing fits into the target's context, or nothing is left to learn.

@@ -38,7 +38,7 @@ from factory.provenance import sha256_file
 from factory.stages import AnyStage, Distill, Given, QuantizingStage, StructuralStage
 from factory.teacher import Memory
 from factory.teacher_cache import TeacherCache, write_cache
-from factory.text import data_of, text_of
+from factory.text import corpus_of, data_of
 
 
 class Workshop:
@@ -74,7 +74,7 @@ class Workshop:
         """The job's text, on disk and in memory."""
         digest = self._job.text_digest
         if digest not in self._texts:
-            self._texts = {digest: text_of(self._job, self.target, self._processes)}
+            self._texts = {digest: corpus_of(self._job, self.target, self._processes)}
 
     def _split_text(self) -> tuple[TextBlocks, TextBlocks]:
         """(training, held out), split before anything is seen."""

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -115,8 +114,7 @@ def test_the_best_weights_are_kept_and_patience_ends_a_training(
     again = stage_of(epochs=1, lr=1e-9).apply(best, given_of(target, name="again"))
     assert again["held_out_before"]["overlap"] == pytest.approx(kept["held_out_after"]["overlap"], abs=1e-6)
     early = stage_of(**wild, patience=2).apply(make(), given_of(target, name="early"))
-    assert early["steps"] == kept["kept_step"] + 2 * 3 or early["steps"] < 90
-    assert early["planned_steps"] == 90
+    assert early["kept_step"] + 2 * 3 == early["steps"] < 90 == early["planned_steps"]
 
 
 def test_looks_say_what_the_drafter_would_bring(
@@ -247,7 +245,6 @@ def test_selection_leaves_out_what_the_reference_gains_nothing_on(
     assert len(losses) == facts["answer_tokens"]
     # only tokens with the largest gain count, and those begin with larger losses than the mean
     assert facts["losses"][0] > plain["losses"][0]
-    shutil.rmtree(Path(given.checkpoint))
 
 
 def test_a_step_without_an_answer_changes_nothing(
