@@ -176,7 +176,7 @@ def test_all_that_the_target_cannot_do_is_told_before_anything_starts(tiny_folde
 @llama
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_killed_at_any_moment_a_grid_goes_on_and_ends_byte_identical(
-    tiny_folder: Path, tmp_path: Path, jobs: int
+    tiny_folder: Path, tmp_path: Path, changes: Callable[[Path, set[tuple[str, int]]], int], jobs: int
 ) -> None:
     path = recipe(tmp_path, tiny_folder, "stages.1.lr: [1e-3, 2e-3, 3e-3]", epochs=20)
     undisturbed = hashes(build(load(path), tmp_path / "whole", silent))
@@ -185,19 +185,9 @@ def test_killed_at_any_moment_a_grid_goes_on_and_ends_byte_identical(
     kills = 0
     for _ in range(4 if jobs == 1 else 2):
         seen: set[tuple[str, int]] = set()
-
-        def changed(seen: set[tuple[str, int]] = seen) -> int:
-            for entry in out.rglob("*"):
-                try:
-                    seen.add((str(entry), entry.stat().st_mtime_ns))
-                except OSError:  # renamed meanwhile
-                    continue
-            return len(seen)
-
-        first = changed()
-        enough = first + chance.randint(1, 40)  # so many things written or renamed, and a moment more
+        enough = changes(out, seen) + chance.randint(1, 40)  # so many things written or renamed, and a moment more
         process = start(path, out, "--jobs", str(jobs))
-        wait_for(lambda enough=enough, changed=changed: changed() >= enough, process)  # type: ignore[misc]
+        wait_for(lambda enough=enough, seen=seen: changes(out, seen) >= enough, process)  # type: ignore[misc]
         time.sleep(chance.random() * 0.02)
         process.send_signal(signal.SIGKILL)
         process.communicate()
