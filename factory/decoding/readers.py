@@ -15,6 +15,7 @@ from factory.decoding.products import Now, int8_products, tuned_products, why_no
 from factory.decoding.reader import Reader
 from factory.decoding.wiring import plain_products, why_not
 from factory.errors import UnsupportedModel
+from factory.placement import why_divided
 
 ReaderKind = Literal["auto", "eager", "lean", "packed", "packed-int8", "compiled"]
 KINDS: tuple[ReaderKind, ...] = get_args(ReaderKind)
@@ -31,7 +32,7 @@ def open_reader(model: PreTrainedModel, kind: ReaderKind = "auto", now_s: Now = 
     kind that cannot run falls back to `lean`, or to `eager` for a model of no supported family, with
     the reason. Raises UnsupportedModel for a model that no reader can rewind.
     """
-    why = why_not(model)
+    why = why_divided(model) or why_not(model)
     if kind == "eager" or why is not None:
         return _because(EagerReader(model), None if kind == "eager" else why)
     if kind == "lean":
