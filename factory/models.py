@@ -28,6 +28,7 @@ from factory.quantized import is_quantized, load_quantized
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+logging.getLogger("accelerate").setLevel(logging.ERROR)  # of weights on the CPU or on disk: `why_divided` says it
 warnings.filterwarnings("ignore", module="transformers")
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
