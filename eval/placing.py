@@ -43,12 +43,15 @@ def _crowded(plan: EvalPlan, together: Processes) -> list[tuple[str, str]]:
     faults = []
     said = f"{together.world} processes were launched, and"
     if plan.device_map is not None:
-        faults.append(("device_map", f"{said} each would lay its target over the same devices: launch one alone"))
+        faults.append(("device_map", f"{said} each would lay its target over the same devices: start one alone"))
     if ":" in plan.device:
         faults.append(("device", f"{said} each has a device of its own, not {plan.device}: write cuda or auto"))
     if ":" in plan.drafter_device and not plan.tensor_parallel:
         faults.append(
-            ("drafter_device", f"{said} each drafts on a device of its own, not {plan.drafter_device}: write auto")
+            (
+                "drafter_device",
+                f"{said} each drafts on a device of its own, not {plan.drafter_device}: write cpu or auto",
+            )
         )
     here, count = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if plan.device != "cpu" and torch.cuda.is_available() and here > count:

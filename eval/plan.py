@@ -19,12 +19,13 @@ Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 
 
 def _size(value: int | str) -> int | str:
-    if isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?[KMG]i?B", value):
-        raise ValueError(f"'{value}' is no size; write bytes, or text such as 9GiB")
+    if str(value).startswith("-") or (isinstance(value, str) and not re.fullmatch(_SIZE, value)):
+        raise ValueError(f"{value} is no size; write bytes, or text such as 9GiB")
     return value
 
 
-Size = Annotated[Annotated[int, Field(ge=0)] | str, AfterValidator(_size)]
+_SIZE = r"[0-9]+(\.[0-9]+)?[KMG]i?B"
+Size = Annotated[int | str, AfterValidator(_size)]
 
 
 class EvalPlan(BaseModel):

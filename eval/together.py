@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from eval.arms import Entry, opened
 from eval.bench import Bench
@@ -21,6 +21,9 @@ from eval.plan import EvalPlan
 from eval.threads import threads
 from factory.artifact import Artifact
 from factory.decoding.leading import follow as follow_passes
+from factory.edit import Shape
+from factory.errors import UnsupportedModel
+from factory.located import read_config
 from factory.models import resolve_device, resolve_dtype
 from factory.placement import layer_devices, tensor_parallel_size
 from factory.processes import Processes
@@ -42,7 +45,12 @@ class Order:
 
 
 def open_bench(order: Order, told: Callable[[], None], together: Processes) -> Bench:
-    """The first process's bench; the others open theirs. Raises what loading raises."""
+    """The first process's bench; the others open theirs.
+
+    Raises what loading raises, and UnsupportedModel for a target that cannot be divided over so many processes.
+    """
+    if order.plan.tensor_parallel:
+        _require_divisible(order.anchor, together.world)
     together.told(order)
     return _bench(order, told, together)
 
@@ -56,6 +64,19 @@ def follow(together: Processes) -> None:
             follow_passes(opened(model, order.plan.reader), model, together.told)
         else:
             _bench(order, lambda: None, together).follow()
+
+
+def _require_divisible(anchor: Artifact, processes: int) -> None:
+    """Each process must get whole heads, of a family that transformers has a plan for."""
+    family, shape = str(read_config(anchor.model_folder)["model_type"]), Shape(**anchor.manifest["target_shape"])
+    other = "write `device_map: auto` in one process, or leave tensor_parallel out"
+    if not getattr(AutoConfig.for_model(family), "base_model_tp_plan", None):
+        raise UnsupportedModel(f"transformers cannot divide a {family} over processes: {other}")
+    if shape.heads % processes or shape.kv_heads % processes:
+        raise UnsupportedModel(
+            f"{shape.heads} heads with {shape.kv_heads} for keys and values cannot be divided over {processes} "
+            f"processes: launch as many as divide both, or {other}"
+        )
 
 
 def _bench(order: Order, told: Callable[[], None], together: Processes) -> Bench:
