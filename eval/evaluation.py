@@ -30,6 +30,7 @@ from eval.trainings import trainings_of
 from factory.artifact import Artifact
 from factory.decoding.costs import AT_ONCE
 from factory.decoding.decoder import Generation
+from factory.decoding.graphed import GraphedReader
 from factory.errors import ModelError
 from factory.models import fingerprint, resolve_device, resolve_dtype
 from factory.processes import ALONE, Processes
@@ -116,6 +117,9 @@ class _Run:
         bench.close()
         notes = [*words(bench), reason(bench.reader, "the target")]
         notes += [note for run in bench.running.values() for note in run.notes]
+        readers = [run.reader for run in bench.running.values()]
+        if bench.sampling(0.0).looks_back and any(isinstance(reader, GraphedReader) for reader in readers):
+            notes.append("Penalties look back, so drafts are recorded step by step, not as a whole.")
         if self.partial.kept:
             notes.append(
                 f"Blocks (a suite at a temperature and a batch) kept of an interrupted run: {self.partial.kept}."
