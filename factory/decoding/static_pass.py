@@ -115,7 +115,8 @@ class StaticPass:
         slots = lengths.unsqueeze(1) + torch.arange(width, device=tokens.device)
         positions = slots.clamp(max=self._context - 1)  # padding may lie behind the context
         # the heads that share keys stand as so many queries of them
-        queries = slots.repeat_interleave(network.heads // network.kv_heads, dim=1).unsqueeze(2).unsqueeze(1)
+        groups = network.heads // network.kv_heads
+        queries = slots.unsqueeze(2).expand(-1, -1, groups).reshape(len(slots), 1, -1, 1)
         seen = read <= queries  # [B, 1, T * groups, S]
         near = seen if self._window is None else seen & (read > queries - self._window)
         masks = {kind: added_to_scores(near if kind == SLIDING else seen, self._dtype) for kind in self._kinds}
