@@ -8,12 +8,20 @@ and equal input gives equal bits. The kernels are Triton's; this module imports 
 from __future__ import annotations
 
 import math
-from functools import cache
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
+
+from factory.decoding.launching import (
+    cdiv,
+    interpreted_on,
+    launch_options,
+    of_device,
+    power,
+    processors_of,
+    require,
+    require_alike,
+)
 
 MOST_ROWS = 16  # that a skinny product takes
 MOST_TOKENS = 32  # queries a row of the batch in decode_attention
@@ -22,7 +30,6 @@ MOST_SPLITS = 64
 PROGRAMS = 2  # for each of the GPU's processors, at least, before work is split further
 _WIDE = 2048  # channels a warp that are squared at a time
 _LOG2_E = math.log2(math.e)
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class Config(NamedTuple):
@@ -72,7 +79,7 @@ def configs(rows: int, outputs: int, inputs: int, processors: int) -> list[Confi
 
     Where there would be too few programs, K is split. Raises ValueError for more than MOST_ROWS.
     """
-    _require(0 < rows <= MOST_ROWS, f"a skinny product takes 1 to {MOST_ROWS} rows, not {rows}")
+    require(0 < rows <= MOST_ROWS, f"a skinny product takes 1 to {MOST_ROWS} rows, not {rows}")
     offered = []
     for config in (*(SUMMED if rows <= 2 else ()), *DOTTED):
         programs = cdiv(outputs, config.block_n)
@@ -116,7 +123,7 @@ def _skinny_product(
     config: list[int],
 ) -> torch.Tensor:
     out = _shape_of_product(x, weight, bias, norm, eps, residual, gated, config)
-    interpreted = _interpreted(x)
+    interpreted = interpreted_on(x)
     from factory.decoding import triton_products as kernels
 
     dotted, block_n, block_k, warps, stages, splits, early = config
@@ -135,10 +142,10 @@ def _skinny_product(
         "HAS_RESIDUAL": residual is not None,
         "EARLY": bool(early) and not interpreted,
         "INTERPRETED": interpreted,
-        **_launch(bool(early) and not interpreted),
+        **launch_options(bool(early) and not interpreted),
     }
     grid = (cdiv(outputs, block_n), splits)
-    with _on(x):
+    with of_device(x):
         blocks = {"BLOCK_N": block_n, "BLOCK_K": block_k, "STAGES": stages, "HAS_NORM": norm is not None}
         if dotted:
             kernels.dotted[grid](*tensors, *numbers, **blocks, **common, num_warps=warps)
@@ -162,16 +169,16 @@ def _shape_of_product(
     gated: bool,
     config: list[int],
 ) -> torch.Tensor:
-    _require(x.dim() == weight.dim() == 2, f"a product takes matrices, not {x.dim()} and {weight.dim()} dimensions")
+    require(x.dim() == weight.dim() == 2, f"a product takes matrices, not {x.dim()} and {weight.dim()} dimensions")
     rows, outputs = x.shape[0], weight.shape[0] // 2 if gated else weight.shape[0]
-    _require(x.shape[1] == weight.shape[1], f"x is {x.shape[1]} wide, the weight {weight.shape[1]}")
+    require(x.shape[1] == weight.shape[1], f"x is {x.shape[1]} wide, the weight {weight.shape[1]}")
     most = MOST_ROWS if config[0] else 2
-    _require(0 < rows <= most, f"{'dotted' if config[0] else 'summed'} takes 1 to {most} rows, not {rows}")
-    _require(not gated or weight.shape[0] % 2 == 0, f"gates and ups are not {weight.shape[0]} rows")
-    _require(residual is None or residual.shape == (rows, outputs), "the residual is not as what it is added to")
+    require(0 < rows <= most, f"{'dotted' if config[0] else 'summed'} takes 1 to {most} rows, not {rows}")
+    require(not gated or weight.shape[0] % 2 == 0, f"gates and ups are not {weight.shape[0]} rows")
+    require(residual is None or residual.shape == (rows, outputs), "the residual is not as what it is added to")
     for vector, length in ((bias, weight.shape[0]), (norm, x.shape[1])):
-        _require(vector is None or vector.shape == (length,), f"a bias or norm is not {length} long")
-    _require_alike(x, weight, bias, norm, residual)
+        require(vector is None or vector.shape == (length,), f"a bias or norm is not {length} long")
+    require_alike(x, weight, bias, norm, residual)
     return x.new_empty(rows, outputs)
 
 
@@ -218,16 +225,16 @@ def _decode_attention(
     early: bool,
 ) -> torch.Tensor:
     out = _shape_of_attention(queries, keys, values, positions, scale, window, splits, early)
-    interpreted = _interpreted(queries)
+    interpreted = interpreted_on(queries)
     from factory.decoding import triton_attention as kernels
 
     batch, heads, tokens, width = queries.shape
     kv = keys.shape[1]
     rows = heads // kv * tokens
-    block_r = min(max(16, _power(rows)), 64)
-    block_w = max(16, _power(width))
+    block_r = min(max(16, power(rows)), 64)
+    block_w = max(16, power(width))
     row_blocks = cdiv(rows, block_r)
-    splits = splits or attention_splits(batch * kv * row_blocks, keys.shape[2], _processors(queries.device))
+    splits = splits or attention_splits(batch * kv * row_blocks, keys.shape[2], processors_of(queries.device))
     block_s = BLOCK_SLOTS if block_w * queries.element_size() <= 256 else BLOCK_SLOTS // 2
     early = early and not interpreted
     parts = peaks = sums = out
@@ -245,9 +252,9 @@ def _decode_attention(
         "SPLITS": splits,
         "EARLY": early,
         "INTERPRETED": interpreted,
-        **_launch(early),
+        **launch_options(early),
     }
-    with _on(queries):
+    with of_device(queries):
         kernels.attended[batch * kv, splits, row_blocks](
             queries, keys, values, positions, out, parts, peaks, sums, keys.shape[2], scale * _LOG2_E,
             *strides, *placed.stride(),
@@ -255,7 +262,7 @@ def _decode_attention(
             num_warps=4, num_stages=3 if block_r <= 32 else 2,
         )  # fmt: skip
         if splits > 1:
-            kernels.joined[batch * kv, rows](parts, peaks, sums, out, **common, BLOCK_P=_power(splits), num_warps=4)
+            kernels.joined[batch * kv, rows](parts, peaks, sums, out, **common, BLOCK_P=power(splits), num_warps=4)
     return out
 
 
@@ -270,125 +277,19 @@ def _shape_of_attention(
     early: bool,
 ) -> torch.Tensor:
     batch, heads, tokens, width = queries.shape
-    _require(keys.shape == values.shape, "keys and values are not of one shape")
-    _require(keys.shape[0] == batch and keys.shape[3] == width, "keys are not of the queries' batch and width")
-    _require(heads % keys.shape[1] == 0, f"{heads} heads cannot share {keys.shape[1]} keys")
-    _require(0 < tokens <= MOST_TOKENS, f"1 to {MOST_TOKENS} tokens a row, not {tokens}")
-    _require(8 <= width <= 256, f"heads of 8 to 256 channels, not {width}")
-    _require(0 <= splits <= MOST_SPLITS, f"0 (choose) to {MOST_SPLITS} splits, not {splits}")
-    _require(positions.shape in ((batch, tokens), (1, tokens)), "positions are not [B or 1, T]")
-    _require_alike(queries, keys, values)
+    require(keys.shape == values.shape, "keys and values are not of one shape")
+    require(keys.shape[0] == batch and keys.shape[3] == width, "keys are not of the queries' batch and width")
+    require(heads % keys.shape[1] == 0, f"{heads} heads cannot share {keys.shape[1]} keys")
+    require(0 < tokens <= MOST_TOKENS, f"1 to {MOST_TOKENS} tokens a row, not {tokens}")
+    require(8 <= width <= 256, f"heads of 8 to 256 channels, not {width}")
+    require(0 <= splits <= MOST_SPLITS, f"0 (choose) to {MOST_SPLITS} splits, not {splits}")
+    require(positions.shape in ((batch, tokens), (1, tokens)), "positions are not [B or 1, T]")
+    require_alike(queries, keys, values)
     return queries.new_empty(batch, tokens, heads * width)
 
 
 _decode_attention.register_fake(_shape_of_attention)
 
 
-def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why these kernels cannot be used on that device for that dtype; None where they can.
-
-    Each is tried there once. On a CPU they run in Triton's interpreter only (TRITON_INTERPRET=1), for tests.
-    """
-    if dtype not in _DTYPES:
-        return f"the Triton kernels are for bfloat16, float16 and float32, not {_name(dtype)}"
-    if find_spec("triton") is None:
-        return "triton is not installed: pip install triton"
-    if device.type != "cuda":
-        return _why_wrong(device, dtype) if _interprets() else f"the Triton kernels are for CUDA, not {device.type}"
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return f"{torch.cuda.get_device_name(device)} is older than capability 8.0, which the Triton kernels need"
-    return _why_wrong(device, dtype)
-
-
-@cache
-def _why_wrong(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Tries both operators on small tensors."""
-    generator = torch.Generator().manual_seed(0)
-
-    def some(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(device, dtype)
-
-    x, weight, bias = some(2, 96), some(48, 96), some(48)
-    queries, keys, values = some(1, 4, 3, 16), some(1, 2, 80, 16), some(1, 2, 80, 16)
-    positions = torch.tensor([[68, 69, 70]], device=device)
-    mask = torch.arange(80, device=device) <= positions.unsqueeze(-1)
-    try:
-        found = [
-            skinny_product(x, weight, bias, config) for config in (SUMMED[1], DOTTED[1], DOTTED[1]._replace(splits=2))
-        ]
-        attended = decode_attention(queries, keys, values, positions, 0.25, splits=2)
-    except Exception as error:  # Triton has a class of its own for each of a dozen failures
-        return f"the Triton kernels do not run here: {type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
-    exact = F.linear(x.float(), weight.float(), bias.float())
-    wrong = max(float((each.float() - exact).abs().max()) for each in found)
-    exact = F.scaled_dot_product_attention(
-        queries.float(), keys.float(), values.float(), mask, scale=0.25, enable_gqa=True
-    )
-    off = float((attended.float() - exact.transpose(1, 2).reshape(1, 3, 64)).abs().max())
-    if wrong < 0.25 and off < 0.05:  # bfloat16 is 0.06 off at 30
-        return None
-    return f"the Triton kernels are wrong here, by {wrong:.2g} (product) and {off:.2g} (attention)"
-
-
-@cache
-def _processors(device: torch.device) -> int:
-    if device.type == "cuda" and torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(device).multi_processor_count)
-    return 132
-
-
-def _interprets() -> bool:
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)
-
-
-def _interpreted(x: torch.Tensor) -> bool:
-    if x.device.type == "cuda":
-        return False
-    _require(_interprets(), f"the Triton kernels are for CUDA, not {x.device.type}")
-    return True
-
-
-def _launch(early: bool) -> dict[str, bool]:
-    return {"launch_pdl": True} if early else {}
-
-
-def _on(x: torch.Tensor) -> torch.cuda.device:
-    """Triton launches on the current device: makes it that of x."""
-    return torch.cuda.device(x.device if x.device.type == "cuda" else -1)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _or(tensor: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
     return other if tensor is None else tensor
-
-
-def cdiv(number: int, by: int) -> int:
-    """How many parts of that size hold it."""
-    return -(-number // by)
-
-
-def _power(number: int) -> int:
-    """The least power of two that holds it."""
-    return 1 << max(number - 1, 0).bit_length()
-
-
-def _require(true: bool, otherwise: str) -> None:
-    if not true:
-        raise ValueError(otherwise)
-
-
-def _require_alike(*tensors: torch.Tensor | None) -> None:
-    given = [tensor for tensor in tensors if tensor is not None]
-    first = given[0]
-    _require(first.dtype in _DTYPES, f"no kernel for {_name(first.dtype)}")
-    for tensor in given:
-        _require(tensor.dtype == first.dtype, f"{_name(first.dtype)} and {_name(tensor.dtype)} do not go together")
-        _require(tensor.stride(-1) == 1, "a tensor's last dimension must be contiguous")
-        _require(tensor.device == first.device, f"tensors on {first.device} and {tensor.device}")
