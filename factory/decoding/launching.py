@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 
@@ -19,6 +20,8 @@ def processors_of(device: torch.device) -> int:
 
 def interprets() -> bool:
     """Whether Triton interprets kernels in this process, on a CPU: TRITON_INTERPRET=1 at its import."""
+    if find_spec("triton") is None:
+        return False
     import triton
 
     return bool(triton.knobs.runtime.interpret)

@@ -47,10 +47,10 @@ def why_no_kernels(device: torch.device, dtype: torch.dtype) -> str | None:
     """
     if dtype not in DTYPES:
         return f"the Triton kernels are for bfloat16, float16 and float32, not {name_of(dtype)}"
-    if find_spec("triton") is None:
-        return "triton is not installed: pip install triton"
     if device.type != "cuda":
         return _why_wrong(device, dtype) if interprets() else f"the Triton kernels are for CUDA, not {device.type}"
+    if find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     if torch.cuda.get_device_capability(device) < (8, 0):
