@@ -70,9 +70,13 @@ class GraphedReader(LeanReader):
         make: ProductMaker = plain_products,
         *,
         fuse: bool | None = None,
+        kernels: bool = False,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`fuse`: whether layers are compiled; None: where the device is no CPU and they can be."""
+        """`fuse`: whether layers are compiled; None: where the device is no CPU and they can be.
+
+        `kernels`: whether attention is the project's own kernel's.
+        """
         super().__init__(model, make)
         network = self._network
         self._cache: StaticCache = StaticCache(
@@ -93,6 +97,7 @@ class GraphedReader(LeanReader):
             window=self._window,
             kinds=self._kinds,
             dtype=model.dtype,
+            kernels=kernels,
         )
         if fuse is None:
             self.why = why_no_fusion(self.device)
@@ -272,6 +277,9 @@ class GraphedReader(LeanReader):
         if self._pass.fused:
             self.why = f"layers are recorded as they are, not fused: compiling them failed ({what})"
             self._pass.unfuse()
+        elif self._pass.kernels:
+            self.why = f"attention is torch's, not the project's kernel: recording it failed ({what})"
+            self._pass.kernels = False
         else:
             self.why = f"passes are not recorded: that failed ({what})"
             self._recording = False

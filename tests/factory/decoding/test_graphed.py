@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,10 +19,12 @@ from factory.decoding.drafters import ModelDrafter
 from factory.decoding.eager import EagerReader
 from factory.decoding.graphed import GraphedReader
 from factory.decoding.graphs import Graphs
+from factory.decoding.kernels import DOTTED, SUMMED
 from factory.decoding.lean import LeanReader
 from factory.decoding.reader import Reader
 from factory.decoding.readers import open_reader
 from factory.decoding.sampling import Noise, Sampling
+from factory.decoding.tuned import SkinnyProduct
 
 PROMPTS = [[1, 5, 9], [7], [1, 11, 12, 13, 14, 15, 16, 17], [1, 20], [1, 3, 8]]
 SAMPLINGS = [
@@ -47,12 +50,12 @@ def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.inference_mode()
-def history(reader: Reader, device: str) -> Iterator[torch.Tensor]:
+def history(reader: Reader, device: str, steps: int = 48) -> Iterator[torch.Tensor]:
     """What any reader answers through feeds of all widths, ragged counts, rewinds, rows that leave or change places."""
     dice = random.Random(0)
     reader.start(5, 12)
     rows = 5
-    for step in range(48):
+    for step in range(steps):
         width = 12 if step == 0 else dice.choice([1, 1, 2, 3, 5, 8, 11])
         count = [dice.randint(1, width) for _ in range(rows)]
         if max(reader.lengths) + width > reader.context:
@@ -320,3 +323,20 @@ def test_a_round_waits_for_the_device_once(
                 torch.cuda.set_sync_debug_mode("default")
             syncs.append(sum("synchroniz" in str(one.message) for one in recwarn.list))
         assert syncs[-1] == rounds - 2
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_kernels.py, in a process that interprets"
+)
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "opt"])
+def test_with_the_projects_own_kernels(
+    families: dict[str, Callable[..., PreTrainedModel]], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Joined products (of Qwen: norms, residuals and gates within) and attention by slots, windows among them."""
+    monkeypatch.setattr(graphed, "_BUCKET", 64)
+    model = families[family](layers=2, seed=1, dtype=torch.float32, initializer_range=0.2)
+    chosen = {**dict.fromkeys(range(1, 3), SUMMED[1]), **dict.fromkeys(range(3, 17), DOTTED[0])}
+    reader = GraphedReader(model, lambda linears: [SkinnyProduct(one, chosen) for one in linears], kernels=True)
+    for ours, theirs in zip(history(reader, "cpu", 8), history(EagerReader(model), "cpu", 8), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+    assert reader.why is None and reader.graphs > 0
