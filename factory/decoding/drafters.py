@@ -103,7 +103,8 @@ class ModelDrafter:
         """The same by one recording, which begins with the last two tokens of each text."""
         before = self._unread(length, kept=2)
         if any(before):
-            self._read(before)
+            with reader.unrecorded():
+                self._read(before)
         reader.rewind([min(read, len(text) - 2) for text, read in zip(self._text, reader.lengths, strict=True)])
         sampling = self._sampler.sampling
         k = reader.recorded_k(guesses, len(self._text), sampling, self.vocabulary)
