@@ -136,7 +136,6 @@ def _skinny_product(
     residual_stride = 0 if residual is None else residual.stride(0)
     numbers = (rows, outputs, inputs, part, x.stride(0), weight.stride(0), residual_stride, eps)
     common = {
-        "SPLITS": splits,
         "GATED": gated,
         "HAS_BIAS": bias is not None,
         "HAS_RESIDUAL": residual is not None,
@@ -147,6 +146,7 @@ def _skinny_product(
     grid = (cdiv(outputs, block_n), splits)
     with of_device(x):
         blocks = {"BLOCK_N": block_n, "BLOCK_K": block_k, "STAGES": stages, "HAS_NORM": norm is not None}
+        blocks["SPLIT"] = splits > 1
         if dotted:
             kernels.dotted[grid](*tensors, *numbers, **blocks, **common, num_warps=warps)
         else:
@@ -154,7 +154,7 @@ def _skinny_product(
             kernels.summed[grid](*tensors, *numbers, **shape, **blocks, **common, num_warps=warps)
         if splits > 1:
             grid = (cdiv(outputs, 256), rows)
-            more = (scratch, *tensors[2:3], tensors[4], out, rows, outputs, residual_stride)
+            more = (scratch, tensors[2], tensors[4], out, splits, rows, outputs, residual_stride)
             kernels.gathered[grid](*more, BLOCK_N=256, **common, num_warps=2)
     return out
 
