@@ -1,7 +1,7 @@
 """How near the memory's speed the project's kernels come: products of few rows against cuBLAS, attention against SDPA.
 
     python docs/benchmarks/cuda_kernels.py             # on a CUDA device; writes cuda-kernels.json here
-    python docs/benchmarks/cuda_kernels.py --to FILE   # elsewhere: tiny, in Triton's interpreter; right or wrong, no times
+    python docs/benchmarks/cuda_kernels.py --to FILE   # elsewhere: tiny, in Triton's interpreter; no times
 
 Products are timed in a CUDA graph over as many weights as do not fit into the L2 cache, as the choice in
 `factory/decoding/tuned.py` does. The floor is that of a copy on the same device, both directions counted.
