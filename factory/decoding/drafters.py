@@ -94,16 +94,18 @@ class ModelDrafter:
 
     def prepare(self, rows: int, ks: Sequence[int], tokens: int, sampling: Sampling) -> None:
         """Have the reader made ready to propose so many tokens, in texts of a batch that grow to `tokens`."""
-        self._reader.prepare(rows, (1, 2), tokens)
         if isinstance(self._reader, GraphedReader) and not sampling.looks_back:
             for k in ks:
                 self._reader.prepare_writing(rows, k, tokens, sampling, self.vocabulary)
+        else:
+            self._reader.prepare(rows, (1, 2), tokens)
 
     def _recorded(self, reader: GraphedReader, guesses: int, length: list[int]) -> Draft:
         """The same by one recording, which begins with the last two tokens of each text."""
         before = self._unread(length, kept=2)
         if any(before):
-            self._read(before)
+            with reader.unrecorded():
+                self._read(before)
         reader.rewind([min(read, len(text) - 2) for text, read in zip(self._text, reader.lengths, strict=True)])
         sampling = self._sampler.sampling
         k = reader.recorded_k(guesses, len(self._text), sampling, self.vocabulary)
