@@ -188,7 +188,7 @@ def graph_seconds(run: Callable[[], object]) -> float:
     with torch.cuda.stream(stream):
         run()  # compiles
         stream.synchronize()
-        graph.capture_begin()
+        graph.capture_begin(capture_error_mode="thread_local")  # other threads may use the device meanwhile
         try:
             run()
         finally:
