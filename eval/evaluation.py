@@ -28,6 +28,7 @@ from eval.trainings import trainings_of
 from factory.artifact import Artifact
 from factory.decoding.costs import AT_ONCE
 from factory.decoding.decoder import Generation
+from factory.decoding.graphed import GraphedReader
 from factory.enlarge import enlarged_from
 from factory.errors import ModelError
 from factory.models import fingerprint, resolve_device, resolve_dtype
@@ -111,6 +112,9 @@ class _Run:
         enlarged = enlarged_from(bench.target.config.to_dict())
         if enlarged is not None:
             notes.append(f"The target was {enlarged}.")
+        readers = [run.reader for run in bench.running.values()]
+        if bench.sampling(0.0).looks_back and any(isinstance(reader, GraphedReader) for reader in readers):
+            notes.append("Penalties look back, so drafts are recorded step by step, not as a whole.")
         if self.partial.kept:
             notes.append(
                 f"Blocks (a suite at a temperature and a batch) kept of an interrupted run: {self.partial.kept}."
