@@ -222,10 +222,10 @@ def test_what_is_recorded_neither_asks_the_host_nor_leaves_the_device(
         like: dict[str, Any] = {"dtype": torch.long, "device": "meta"}
         fed, lengths = torch.zeros(4, 2, **like), torch.zeros(4, **like)
         numbers = torch.zeros(4, 3, dtype=torch.float64, device="meta")
-        assert reader._pass(fed, lengths, stop=256).shape == (4, 2, 96)
+        assert reader._pass.read(fed, lengths, stop=256).shape == (4, 2, 96)
         for sampling in SAMPLINGS:
             given = () if sampling.greedy else (numbers,)
-            reader._loop(fed, lengths, *given, k=3, stop=256, sampling=sampling, vocabulary=100)
+            reader._pass.write(fed, lengths, *given, k=3, stop=256, sampling=sampling, vocabulary=100)
 
 
 @pytest.mark.slow
@@ -255,14 +255,13 @@ def test_one_compilation_serves_all_layers_and_buckets(
 
 
 def test_where_layers_cannot_be_compiled_they_are_recorded_as_they_are(
-    families: dict[str, Callable[..., PreTrainedModel]], monkeypatch: pytest.MonkeyPatch
+    families: dict[str, Callable[..., PreTrainedModel]],
 ) -> None:
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(torch._inductor.config, "fx_graph_cache", False)
     model = families["llama"](layers=2, dtype=torch.float32)
     reader, lean = GraphedReader(model, fuse=True), LeanReader(model)
-    with torch.inference_mode():
+    without = {"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}
+    with torch._inductor.config.patch(without), torch.inference_mode():
         for one in (reader, lean):
             one.start(1, 20)
             one.feed(torch.tensor([[1, 5, 9]]))
