@@ -30,9 +30,13 @@ ROWS = 64  # of the largest batch that is recorded
 _BUCKET = 256  # cached slots that a recorded pass reads, at least; then by powers of two
 
 
-def why_no_fusion(device: torch.device) -> str | None:
-    """Why layers cannot be compiled for that device; None where they can."""
-    if device.type == "cuda" and not has_triton():
+def why_no_fusion(device: torch.device, traceable: bool = True) -> str | None:
+    """Why layers cannot be compiled for that device; None where they can. `traceable`: as a Network says."""
+    if device.type != "cuda":
+        return None
+    if not traceable:
+        return "layers are recorded as they are, not fused: gptqmodel's kernels cannot be compiled with the rest"
+    if not has_triton():
         return "layers are recorded as they are, not fused: torch finds no Triton, or the GPU is too old for it"
     return None
 
@@ -70,9 +74,13 @@ class GraphedReader(LeanReader):
         make: ProductMaker = plain_products,
         *,
         fuse: bool | None = None,
+        kernels: bool = False,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`fuse`: whether layers are compiled; None: where the device is no CPU and they can be."""
+        """`fuse`: whether layers are compiled; None: where the device is no CPU and they can be.
+
+        `kernels`: whether attention is the project's own kernel's.
+        """
         super().__init__(model, make)
         network = self._network
         self._cache: StaticCache = StaticCache(
@@ -93,9 +101,10 @@ class GraphedReader(LeanReader):
             window=self._window,
             kinds=self._kinds,
             dtype=model.dtype,
+            kernels=kernels,
         )
         if fuse is None:
-            self.why = why_no_fusion(self.device)
+            self.why = why_no_fusion(self.device, network.traceable)
             fuse = self.device.type != "cpu" and self.why is None
         if fuse:
             self._pass.fuse()
@@ -272,6 +281,9 @@ class GraphedReader(LeanReader):
         if self._pass.fused:
             self.why = f"layers are recorded as they are, not fused: compiling them failed ({what})"
             self._pass.unfuse()
+        elif self._pass.kernels:
+            self.why = f"attention is torch's, not the project's kernel: recording it failed ({what})"
+            self._pass.kernels = False
         else:
             self.why = f"passes are not recorded: that failed ({what})"
             self._recording = False

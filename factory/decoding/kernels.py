@@ -190,6 +190,11 @@ def attention_splits(programs: int, slots: int, processors: int) -> int:
     return max(1, min(cdiv(PROGRAMS * processors, programs), cdiv(slots, BLOCK_SLOTS), MOST_SPLITS))
 
 
+def takes_heads(width: int) -> bool:
+    """Whether `decode_attention` takes heads of so many channels."""
+    return 8 <= width <= 256
+
+
 def decode_attention(
     queries: torch.Tensor,  # [B, H, T, W], T <= 32
     keys: torch.Tensor,  # [B, KV, S, W]
@@ -281,7 +286,7 @@ def _shape_of_attention(
     require(keys.shape[0] == batch and keys.shape[3] == width, "keys are not of the queries' batch and width")
     require(heads % keys.shape[1] == 0, f"{heads} heads cannot share {keys.shape[1]} keys")
     require(0 < tokens <= MOST_TOKENS, f"1 to {MOST_TOKENS} tokens a row, not {tokens}")
-    require(8 <= width <= 256, f"heads of 8 to 256 channels, not {width}")
+    require(takes_heads(width), f"heads of 8 to 256 channels, not {width}")
     require(0 <= splits <= MOST_SPLITS, f"0 (choose) to {MOST_SPLITS} splits, not {splits}")
     require(positions.shape in ((batch, tokens), (1, tokens)), "positions are not [B or 1, T]")
     require_alike(queries, keys, values)

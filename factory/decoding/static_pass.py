@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from factory.decoding.graphs import Outputs
+from factory.decoding.kernels import MOST_TOKENS, decode_attention, takes_heads
 from factory.decoding.network import Layer, Network, Rotary
 from factory.decoding.reader import SLIDING, added_to_scores
 from factory.decoding.sampling import PointMasses, Sampling, distribution, draw
@@ -38,11 +39,16 @@ class StaticPass:
         window: int | None,
         kinds: Sequence[str],
         dtype: torch.dtype,
+        kernels: bool = False,
     ) -> None:
-        """`rotary` has all positions of the context; `window` and `kinds` as a Reader's."""
+        """`rotary` has all positions of the context; `window` and `kinds` as a Reader's.
+
+        `kernels`: whether attention is the project's own kernel's (`kernels.decode_attention`).
+        """
         self._network, self._cache, self._rotary = network, cache, rotary
         self._context, self._vocabulary = context, vocabulary
         self._window, self._kinds, self._dtype = window, kinds, dtype
+        self.kernels = kernels and takes_heads(network.width)
         self.fused = False
         self._open, self._step, self._close = self._opened, self._layer, network.logits
 
@@ -62,15 +68,16 @@ class StaticPass:
     def read(self, tokens: torch.Tensor, lengths: torch.Tensor, *, stop: int, keep: int = 0) -> torch.Tensor:
         """Logits [B, kept, V] of tokens [B, T] behind `lengths` [B] cached ones, reading `stop` slots of the cache."""
         rows, cache = len(tokens), self._cache
-        x, slots, turn, masks = self._open(
-            tokens, lengths, self._open_ended(torch.arange(stop, device=tokens.device), 0)
-        )
-        delta = torch.zeros_like(x)
+        read = self._open_ended(torch.arange(stop, device=tokens.device), 0)
+        x, slots, turn, masks = self._open(tokens, lengths, read)
+        for shared in masks.values():
+            self._open_ended(shared, 3)
+        delta = None if self._network.joined else torch.zeros_like(x)
         for index, layer in enumerate(self._network.layers):
-            mask = self._open_ended(masks[layer.kind if layer.kind in masks else ""], 3)
+            mask = masks.get(layer.kind if self._kinds else "")
             keys = self._open_ended(cache.keys[index][:rows], 2)
             values = self._open_ended(cache.values[index][:rows], 2)
-            x, delta = self._step(layer, x, delta, turn, mask, slots, keys, values)
+            x, delta = self._step(layer, x, delta, turn, slots, read, mask, keys, values)
         return self._close(x, delta, keep)
 
     def write(
@@ -110,35 +117,55 @@ class StaticPass:
     def _opened(
         self, tokens: torch.Tensor, lengths: torch.Tensor, read: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, Turn, dict[str, torch.Tensor]]:
-        """What all layers share: x, slots [B, T], rotation, and masks by kind, [B, 1, T * groups, S]."""
-        network, width = self._network, tokens.shape[1]
-        slots = lengths.unsqueeze(1) + torch.arange(width, device=tokens.device)
+        """What all layers share: x, slots [B, T], rotation, and masks by kind, unless attention goes by slots."""
+        slots = lengths.unsqueeze(1) + torch.arange(tokens.shape[1], device=tokens.device)
         positions = slots.clamp(max=self._context - 1)  # padding may lie behind the context
-        # the heads that share keys stand as so many queries of them
-        groups = network.heads // network.kv_heads
-        queries = slots.unsqueeze(2).expand(-1, -1, groups).reshape(len(slots), 1, -1, 1)
-        seen = read <= queries  # [B, 1, T * groups, S]
-        near = seen if self._window is None else seen & (read > queries - self._window)
-        masks = {kind: added_to_scores(near if kind == SLIDING else seen, self._dtype) for kind in self._kinds}
         turn = None if self._rotary is None else self._rotary.at(positions)
-        return network.embedded(tokens, positions), slots, turn, masks or {"": added_to_scores(near, self._dtype)}
+        masks = {} if self._by_slots(tokens.shape[1]) else self._masks(slots, read)
+        return self._network.embedded(tokens, positions), slots, turn, masks
+
+    def _masks(self, slots: torch.Tensor, read: torch.Tensor) -> dict[str, torch.Tensor]:
+        """[B, 1, T * groups, S] by kind of layer: the heads that share keys stand as so many queries of them."""
+        groups = self._network.heads // self._network.kv_heads
+        queries = slots.unsqueeze(2).expand(-1, -1, groups).reshape(len(slots), 1, -1, 1)
+        seen = read <= queries
+        near = seen if self._window is None else seen & (read > queries - self._window)
+        if not self._kinds:
+            return {"": added_to_scores(near, self._dtype)}
+        return {kind: added_to_scores(near if kind == SLIDING else seen, self._dtype) for kind in self._kinds}
 
     def _layer(
         self,
         layer: Layer,
         x: torch.Tensor,
-        delta: torch.Tensor,
+        delta: torch.Tensor | None,
         turn: Turn,
-        mask: torch.Tensor,
         slots: torch.Tensor,
+        read: torch.Tensor,
+        mask: torch.Tensor | None,
         keys: torch.Tensor,
         values: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        store = RecordedStore(keys, values, slots, mask.shape[3])
-        return self._network.step(layer, x, delta, self._rotary, turn, store, 0, partial(self._folded, mask=mask))
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        network = self._network
+        attend = partial(self._folded, mask=mask)
+        if self._by_slots(x.shape[1]):
+            window = self._window if not self._kinds or layer.kind == SLIDING else None
+            attend = partial(self._attended, slots=slots, window=window)
+        store = RecordedStore(keys, values, slots, read.shape[0])
+        return network.step(layer, x, delta, self._rotary, turn, store, 0, attend)
+
+    def _by_slots(self, tokens: int) -> bool:
+        """Whether so many tokens a row are attended by the project's own kernel, which needs no mask."""
+        return self.kernels and tokens <= MOST_TOKENS
+
+    def _attended(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, window: int | None
+    ) -> torch.Tensor:
+        """As `_folded`; it reads no more of the cache than there is."""
+        return decode_attention(queries.transpose(1, 2), keys, values, slots, self._network.scale, window)
 
     def _folded(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Attention of queries [B, T, heads, width] to [B, kv_heads, S, width]: [B, T, heads * width]."""
         rows, width, heads, size = queries.shape

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from factory.decoding.kernels import DOTTED, SUMMED, Config, configs, decode_attention, skinny_product
 from factory.decoding.launching import DTYPES, interprets, name_of, of_device, processors_of
-from factory.decoding.network import Product
+from factory.decoding.network import Product, RootMeanSquare
 from factory.decoding.products import GAIN, Now
 from factory.decoding.wiring import Linear, plain_products
 
@@ -95,6 +95,8 @@ class SkinnyProduct:
     torch operations where none is used: see `kernels.skinny_product`, which rounds alike.
     """
 
+    joins = True
+
     def __init__(self, linear: Linear, chosen: dict[int, Config]) -> None:
         self.linear = linear
         self.chosen = chosen  # rows -> configuration; other numbers of rows are plain
@@ -132,8 +134,7 @@ def composed(
 ) -> torch.Tensor:
     """What a skinny product computes, of torch's operations, for any number of rows."""
     if norm is not None:
-        wide = x.float()
-        x = norm * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+        x = RootMeanSquare(norm, eps)(x)
     y = F.linear(x, weight, bias)
     if gated:
         gate, up = y.chunk(2, dim=-1)

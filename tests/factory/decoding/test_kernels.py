@@ -59,7 +59,19 @@ def some(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torc
 )
 def test_the_kernels_in_the_interpreter() -> None:
     files = [str(Path(__file__).with_name(name)) for name in ("test_kernels.py", "test_tuned.py")]
-    command = [sys.executable, "-m", "pytest", *files, "-p", "no:cacheprovider", "-W", "ignore::DeprecationWarning"]
+    files.append(f"{Path(__file__).with_name('test_graphed.py')}::test_with_the_projects_own_kernels")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *files,
+        "-m",
+        "not gpu",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "ignore::DeprecationWarning",
+    ]
     ran = subprocess.run(
         command,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
