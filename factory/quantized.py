@@ -127,7 +127,7 @@ def _load_with_transformers(folder: Path, dtype: torch.dtype, device: str, backe
         str(folder),
         dtype=dtype,
         device_map={"": device},
-        quantization_config=GPTQConfig(bits=4, backend=backend),  # of which only the backend is looked at
+        **({} if backend == "auto" else {"quantization_config": GPTQConfig(bits=4, backend=backend)}),  # the rest is kept
         use_safetensors=True,
         trust_remote_code=False,
     )
