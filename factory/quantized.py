@@ -123,13 +123,10 @@ def _backends(device: str) -> tuple[str, ...]:
 def _load_with_transformers(folder: Path, dtype: torch.dtype, device: str, backend: str) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, GPTQConfig
 
+    # of which only the backend is looked at: all else stays as in the folder
+    asked = {} if backend == "auto" else {"quantization_config": GPTQConfig(bits=4, backend=backend)}
     return AutoModelForCausalLM.from_pretrained(
-        str(folder),
-        dtype=dtype,
-        device_map={"": device},
-        **({} if backend == "auto" else {"quantization_config": GPTQConfig(bits=4, backend=backend)}),  # the rest is kept
-        use_safetensors=True,
-        trust_remote_code=False,
+        str(folder), dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=False, **asked
     )
 
 
