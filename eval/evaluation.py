@@ -31,6 +31,7 @@ from factory.artifact import Artifact
 from factory.decoding.costs import AT_ONCE
 from factory.decoding.decoder import Generation
 from factory.decoding.graphed import GraphedReader
+from factory.enlarge import enlarged_from
 from factory.errors import ModelError
 from factory.models import fingerprint, resolve_device, resolve_dtype
 from factory.processes import ALONE, Processes
@@ -117,6 +118,9 @@ class _Run:
         bench.close()
         notes = [*words(bench), reason(bench.reader, "the target")]
         notes += [note for run in bench.running.values() for note in run.notes]
+        enlarged = enlarged_from(bench.target.config.to_dict())
+        if enlarged is not None:
+            notes.append(f"The target was {enlarged}.")
         readers = [run.reader for run in bench.running.values()]
         if bench.sampling(0.0).looks_back and any(isinstance(reader, GraphedReader) for reader in readers):
             notes.append("Penalties look back, so drafts are recorded step by step, not as a whole.")
