@@ -305,8 +305,8 @@ def test_a_round_waits_for_the_device_once(
     """For the copy of what was emitted; in all else the host runs ahead."""
     target = families["llama"](layers=2, vocabulary=300, seed=1, dtype=torch.float32)
     drafter = noisy(target, 0.02).to("cuda")
-    reader, drafts = open_reader(target.to("cuda")), ModelDrafter(open_reader(drafter))
-    assert reader.name == "graphed"
+    reader = GraphedReader(target.to("cuda"), fuse=False)
+    drafts = ModelDrafter(GraphedReader(drafter, fuse=False))
     limits, noise = Limits(60, frozenset(), 160), Noise(0, [0], device="cuda")
     speculative(reader, drafts, [[1, 5, 9]], 4, sampling, limits, noise)  # records
     heard: list[int] = []  # warnings until the end of each round; the first is the prefill's
@@ -345,14 +345,22 @@ def test_with_the_projects_own_kernels(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 1e-3), (torch.bfloat16, 0.06), (torch.float16, 0.01)])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize(
+    ("family", "dtype", "share"),
+    [("llama", torch.bfloat16, 0.06), ("gpt2", torch.float16, 0.01)],
+    ids=["llama", "gpt2"],
+)
 def test_what_is_taken_by_itself_on_a_gpu_is_fused_and_right(
-    families: dict[str, Callable[..., PreTrainedModel]], family: str, dtype: torch.dtype, share: float
+    families: dict[str, Callable[..., PreTrainedModel]],
+    family: str,
+    dtype: torch.dtype,
+    share: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Within rounding, as a share of the largest logit; nothing fell back."""
+    monkeypatch.setattr(graphed, "WIDTHS", (1, 5))  # few compilations
     model = families[family](layers=2, seed=1, dtype=dtype, initializer_range=0.1).to("cuda")
     reader = open_reader(model)
-    for ours, theirs in zip(history(reader, "cuda", 24), history(EagerReader(model), "cuda", 24), strict=True):
+    for ours, theirs in zip(history(reader, "cuda", 16), history(EagerReader(model), "cuda", 16), strict=True):
         assert float((ours - theirs).abs().max()) <= share * float(theirs.abs().max())
     assert reader.name == "graphed" and reader.why is None
