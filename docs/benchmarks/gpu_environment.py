@@ -1,0 +1,136 @@
+"""What the machine is and can do; whether GPTQ works on it at all."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from decoder_passes import Row, row
+from gpu_pairs import Bench, copy_bandwidth, in_order, product_rate
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from eval.stats import Interval
+from factory import provenance
+from factory.data import TextBlocks
+from factory.errors import FactoryError
+from factory.gauge import measured
+from factory.given import Given
+from factory.quantized import gptqmodel, kernel_of, load_quantized
+from factory.stages.gptq import Gptq
+
+MEMORY, PRODUCT = "device memory, copies", "matrix product of random numbers"
+
+
+def environment(bench: Bench) -> Iterator[Row]:
+    """The device's name, memory and driver; its bandwidth and its peak; the profile that forecasts use."""
+    bench.facts |= device_facts(bench)
+    yield from in_order(
+        bench,
+        [
+            ("copies", 0, lambda: iter([_plain(MEMORY, gb_per_s=copy_bandwidth(bench.device) / 1e9)])),
+            ("product", 0, lambda: iter([_product(bench)])),
+            ("profile", 20 if bench.full else 0, lambda: profile(bench)),
+        ],
+    )
+
+
+def device_facts(bench: Bench) -> dict[str, Any]:
+    """As the driver says them."""
+    if not bench.cuda:
+        return {"gpus": 0}
+    shown = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    facts: dict[str, Any] = {
+        "gpus": len(shown),
+        "memory_bytes": [one.total_memory for one in shown],
+        "multiprocessors": [one.multi_processor_count for one in shown],
+        "capability": [f"{one.major}.{one.minor}" for one in shown],
+        "compilers": {name: shutil.which(name) for name in ("nvcc", "g++", "ninja")},
+    }
+    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.memory,clocks.max.sm", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout
+        facts["driver, clocks"] = said.strip().splitlines()
+    except (OSError, subprocess.SubprocessError) as error:
+        facts["driver, clocks"] = f"nvidia-smi: {error}"
+    return facts
+
+
+def _product(bench: Bench) -> Row:
+    return _plain(f"{PRODUCT}, {bench.dtype}", tflop_per_s=product_rate(bench.device, bench.dtype) / 1e12)
+
+
+def profile(bench: Bench) -> Iterator[Row]:
+    """What `factory doctor` would measure: forecasts of this run take it."""
+    name = torch.cuda.get_device_name(bench.device) if bench.cuda else str(provenance.hardware("cpu")["cpu"])
+    found = measured(bench.device, name)
+    bench.facts["profile"] = found.record()
+    yield _plain(
+        "the profile of `factory doctor`",
+        weights_gb_per_s=found.bandwidth_bytes_per_s / 1e9,
+        bfloat16_tflop_per_s=found.peak_flop_per_s["bfloat16"] / 1e12,
+        layer_overhead_us=1e6 * found.layer_overhead_s,
+        round_overhead_us=1e6 * found.round_overhead_s,
+    )
+
+
+def _given(ids: torch.Tensor, bench: Bench) -> Given:
+    """That text, for a stage that needs nothing else."""
+    rows = len(ids)
+    text = TextBlocks(ids, torch.full((rows,), ids.shape[1]), torch.ones_like(ids, dtype=torch.bool), torch.arange(rows))
+
+    def no_target() -> Any:
+        raise FactoryError("rounding needs no target")
+
+    return Given(no_target, text, None, 0, bench.work / "checkpoint", lambda *_: None)
+
+
+def _plain(what: str, **detail: Any) -> Row:
+    """A row that compares nothing."""
+    return row(what, "the machine", Interval(next(iter(detail.values())), None, None), None, **detail)
+
+
+def gptq(bench: Bench) -> Iterator[Row]:
+    """gptqmodel imported, a tiny model quantised, read back from disk, run: which kernel, how far off, how long."""
+    begun_s = time.monotonic()
+    library = gptqmodel()
+    import_s = time.monotonic() - begun_s
+    bench.facts |= {"gptqmodel": library.__version__, "import_s": import_s}
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        initializer_range=0.1,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).to(getattr(torch, bench.dtype)).eval()
+    raw, made = bench.work / "tiny", bench.work / "tiny-4bit"
+    for folder in (raw, made):
+        shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(raw)
+    ids = torch.randint(3, 512, (48, 64), generator=torch.Generator().manual_seed(0))
+    begun_s = time.monotonic()
+    facts = Gptq(kind="gptq", bits=4, group_size=64, samples=32).quantize(raw, made, _given(ids, bench))
+    quantise_s = time.monotonic() - begun_s
+    bench.facts["stage"] = facts
+    begun_s = time.monotonic()
+    small = load_quantized(made, dtype=getattr(torch, bench.dtype), device=bench.device)
+    with torch.inference_mode():
+        mine, theirs = (one(input_ids=ids[:4].to(bench.device)).logits.float() for one in (model.to(bench.device), small))
+    error = float((mine - theirs).norm() / mine.norm())
+    yield _plain(
+        "4-bit GPTQ of a tiny model, relative error of its logits",
+        relative_error=error,
+        kernel=kernel_of(small),
+        import_s=import_s,
+        quantise_s=quantise_s,
+        load_and_run_s=time.monotonic() - begun_s,
+    )

@@ -1,0 +1,50 @@
+"""The tests that need a GPU, run as pytest runs them; what each one said goes into the JSON."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from decoder_pairs import SkippedError
+from decoder_passes import Row
+from gpu_pairs import ROOT, Bench
+
+NO_TESTS = 5  # pytest's exit code where none was collected
+
+
+def tests(bench: Bench) -> Iterator[Row]:
+    """No rows: counts, and every test that failed or was skipped, by name. Raises SkippedError without pytest."""
+    if find_spec("pytest") is None:
+        raise SkippedError("pytest is not installed")
+    report = bench.work / "tests.xml"
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}", "tests"]
+    status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if status == NO_TESTS:
+        raise SkippedError("no test is marked gpu")
+    counts, told = outcomes(report)
+    bench.facts["tests"] = counts
+    bench.left_out += told
+    if status not in (0, 1):
+        bench.left_out.append({"what": "pytest", "status": "failed", "reason": f"exit code {status}"})
+    yield from ()
+
+
+def outcomes(report: Path) -> tuple[dict[str, int], list[dict[str, str]]]:
+    """How many passed, failed and were skipped; and the latter by name with their reasons."""
+    counts: dict[str, int] = {"passed": 0, "failed": 0, "skipped": 0}
+    told: list[dict[str, str]] = []
+    for case in ElementTree.parse(report).iter("testcase"):
+        found: Any = next((case.find(kind) for kind in ("failure", "error", "skipped") if case.find(kind) is not None), None)
+        status = "passed" if found is None else "skipped" if found.tag == "skipped" else "failed"
+        counts[status] += 1
+        if found is not None:
+            name = f"{case.get('classname', '')}::{case.get('name', '')}"
+            reason = (found.get("message") or "").strip().splitlines() or [""]
+            told.append({"what": name, "status": status, "reason": reason[0][:300]})
+    return counts, told
