@@ -54,8 +54,10 @@ class EvalPlan(BaseModel):
     seed: int = Field(default=0, ge=0)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
-    reader: Literal["auto", "eager", "lean", "packed", "compiled"] = "auto"  # how the target runs, alone and verifying
-    drafter_reader: Literal["auto", "eager", "lean", "packed", "packed-int8", "compiled"] = "auto"
+    reader: Literal["auto", "eager", "lean", "packed", "compiled", "graphed"] = (
+        "auto"  # how the target runs, alone and verifying
+    )
+    drafter_reader: Literal["auto", "eager", "lean", "packed", "packed-int8", "compiled", "graphed"] = "auto"
     threads: int | None = Field(default=None, ge=1)  # None = as torch finds it
 
     @field_validator("suites", "ks", "lookup_ks", "raw_ks", "temperatures", "batches", "map_batches", "map_contexts")

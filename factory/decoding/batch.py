@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from factory.decoding.sending import sent
 from factory.decoding.stops import Stops, StopWatch
 from factory.errors import DataError
 
@@ -104,7 +105,7 @@ class Batch:
 
     def last_tokens(self, device: torch.device) -> torch.Tensor:
         """What the target reads next, [B, 1]."""
-        return torch.tensor([row.tokens[-1:] for row in self._rows], device=device)
+        return sent([row.tokens[-1:] for row in self._rows], device)
 
     def begin(self, tokens: list[list[int]]) -> list[list[int]]:
         """Take the prefill's token of every row, [B, 1]."""

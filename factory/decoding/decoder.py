@@ -148,7 +148,9 @@ def speculative(
             tokens, count = accept(draft, p, u, last)
             if observer is not None:
                 observer(draft, p.dense() if isinstance(p, PointMasses) else p, count)
-            runs = [run[:new] for run, new in zip(tokens.tolist(), count.tolist(), strict=True)]
+            # one copy to the host a round: the only time that it waits for the device
+            found = torch.cat([count.unsqueeze(1), tokens], dim=1).tolist()
+            runs = [run[:new] for new, *run in found]
             target.rewind([old + len(run) for old, run in zip(read, runs, strict=True)])
             emitted = batch.emit(runs, draft.length)
             sampler.extend(emitted)

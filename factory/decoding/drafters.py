@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from factory.decoding.graphed import GraphedReader
 from factory.decoding.reader import Reader, right_padded
 from factory.decoding.rejection import Draft, no_draft
 from factory.decoding.sampler import Sampler
@@ -70,10 +71,9 @@ class ModelDrafter:
         guesses = max(length)
         if guesses == 0:
             return no_draft(len(length), reader.device)
-        unread = [
-            text[read:] if room else [] for text, read, room in zip(self._text, reader.lengths, length, strict=True)
-        ]
-        logits = self._read(unread)
+        if isinstance(reader, GraphedReader) and not sampler.looks_back and reader.records(len(length), 2):
+            return self._recorded(reader, guesses, length)
+        logits = self._read(self._unread(length))
         numbers = sampler.uniform("draft", guesses)
         tokens: list[torch.Tensor] = []  # [B, 1] each
         drawn_from: list[torch.Tensor] = []
@@ -88,6 +88,25 @@ class ModelDrafter:
                 drawn_from.append(q)
         q_of_all = torch.stack(drawn_from, dim=1) if drawn_from else None
         return Draft(torch.cat(tokens, dim=1), length, q_of_all)
+
+    def _recorded(self, reader: GraphedReader, guesses: int, length: list[int]) -> Draft:
+        """The same by one recording, which begins with the last two tokens of each text."""
+        before = self._unread(length, kept=2)
+        if any(before):
+            self._read(before)
+        reader.rewind([min(read, len(text) - 2) for text, read in zip(self._text, reader.lengths, strict=True)])
+        sampling = self._sampler.sampling
+        k = reader.recorded_k(guesses, len(self._text), sampling, self.vocabulary)
+        last, numbers = [text[-2:] for text in self._text], self._sampler.uniform("draft", k)
+        tokens, q = reader.write(last, k, sampling, numbers, self.vocabulary)
+        return Draft(tokens[:, :guesses], length, None if q is None else q[:, :guesses])
+
+    def _unread(self, length: list[int], kept: int = 0) -> list[list[int]]:
+        """What each row that has room lacks in its cache, but for the last `kept` tokens of its text."""
+        return [
+            text[read : len(text) - kept] if room else []
+            for text, read, room in zip(self._text, self._reader.lengths, length, strict=True)
+        ]
 
     def _read(self, unread: list[list[int]]) -> torch.Tensor:
         """Logits [B, W] behind each row's tokens. An id that the drafter has no row for is read as its last one."""

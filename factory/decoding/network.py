@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -22,6 +23,8 @@ import torch.nn.functional as F
 Product = Callable[[torch.Tensor, int], torch.Tensor]
 Pointwise = Callable[[torch.Tensor], torch.Tensor]
 Mask = torch.Tensor | dict[str, torch.Tensor] | None
+# queries [B, T, heads, width], keys and values [B, kv_heads, S, width] -> [B, T, heads * width]
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Store(Protocol):
@@ -59,6 +62,10 @@ class Rotary:
     cos: torch.Tensor
     sin: torch.Tensor
     rotated: int
+
+    def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin at positions [1 or B, T], [1 or B, T, 1, width] each."""
+        return self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)
 
     def swapped(self, x: torch.Tensor) -> torch.Tensor:
         """Channel i beside channel i + rotated / 2: [..., width] -> the same."""
@@ -101,46 +108,72 @@ class Network:
         hands out where T is 1, and a prompt is read causally where T is larger. `keep` as
         transformers' logits_to_keep.
         """
-        rows, width = tokens.shape
-        count = rows * width
-        x = F.embedding(tokens, self.embedding)  # [B, T, D]
-        if self.position_table is not None:
-            x = x + F.embedding(positions, self.position_table)
-        turn = None
-        if rotary is not None:
-            turn = rotary.cos[positions].unsqueeze(2), rotary.sin[positions].unsqueeze(2)  # [1 or B, T, 1, width]
-        activation = self.activation
+        x = self.embedded(tokens, positions)
+        turn = rotary.at(positions) if rotary is not None else None
+        delta: torch.Tensor | None = None
         for index, layer in enumerate(self.layers):
             seen = mask[layer.kind] if isinstance(mask, dict) else mask
-            qkv = layer.qkv(layer.attention_norm(x), count)
-            qkv = qkv.view(rows, width, self.heads + 2 * self.kv_heads, self.width)
-            attended = layer.attention_out(self._attend(layer, qkv, rotary, turn, seen, cache, index), count)
-            before = x
-            x = x + attended
-            hidden = layer.ffn(layer.ffn_norm(before if self.parallel else x), count)
-            if self.gated:
-                gate, up = hidden.chunk(2, dim=-1)
-                hidden = activation(gate).mul_(up)
-            else:
-                hidden = activation(hidden)
-            x = x + layer.ffn_out(hidden, count)
+            x, delta = self.step(layer, x, delta, rotary, turn, cache, index, partial(self._attend, mask=seen))
+        return self.logits(x, delta, keep)
+
+    def embedded(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """What the first layer reads, [B, T, D]."""
+        x = F.embedding(tokens, self.embedding)
+        return x if self.position_table is None else x + F.embedding(positions, self.position_table)
+
+    def logits(self, x: torch.Tensor, delta: torch.Tensor | None, keep: int | torch.Tensor) -> torch.Tensor:
+        """[B, kept, V] of what the last layer leaves."""
+        if delta is not None:
+            x = x + delta
         if isinstance(keep, torch.Tensor):
             x = x[:, keep]
-        elif keep and width > keep:
+        elif keep and x.shape[1] > keep:
             x = x[:, -keep:]
         return self.head(self.final_norm(x), x.shape[0] * x.shape[1])
 
-    def _attend(
+    def step(
+        self,
+        layer: Layer,
+        x: torch.Tensor,
+        delta: torch.Tensor | None,
+        rotary: Rotary | None,
+        turn: tuple[torch.Tensor, torch.Tensor] | None,
+        cache: Store,
+        index: int,
+        attend: Attend,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One layer on the residual stream x + delta, [B, T, D] each; returns the stream and what is to be added to it.
+
+        The sum is left to whoever reads it next: where layers are compiled one by one, it then is one kernel with the
+        norm behind it. `turn` is the rotation at the tokens' positions, `index` the layer's place in the cache.
+        """
+        rows, width = x.shape[:2]
+        count = rows * width
+        if delta is not None:
+            x = x + delta
+        qkv = layer.qkv(layer.attention_norm(x), count)
+        queries, keys, values = self._turned(layer, qkv.view(rows, width, -1, self.width), rotary, turn)
+        attended = layer.attention_out(
+            attend(queries, *cache.update(keys.transpose(1, 2), values.transpose(1, 2), index)), count
+        )
+        before = x
+        x = x + attended
+        hidden = layer.ffn(layer.ffn_norm(before if self.parallel else x), count)
+        if self.gated:
+            gate, up = hidden.chunk(2, dim=-1)
+            hidden = self.activation(gate).mul_(up)
+        else:
+            hidden = self.activation(hidden)
+        return x, layer.ffn_out(hidden, count)
+
+    def _turned(
         self,
         layer: Layer,
         qkv: torch.Tensor,  # [B, T, heads + 2 kv_heads, width]
         rotary: Rotary | None,
         turn: tuple[torch.Tensor, torch.Tensor] | None,
-        mask: torch.Tensor | None,
-        cache: Store,
-        index: int,
-    ) -> torch.Tensor:  # [B, T, heads * width]
-        rows, width = qkv.shape[:2]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # [B, T, heads, width], [B, T, kv_heads, width] twice
+        """Queries and keys, normed and rotated, and values."""
         heads, kv_heads = self.heads, self.kv_heads
         turned, values = torch.split(qkv, [heads + kv_heads, kv_heads], dim=2)
         if layer.query_norm is not None and layer.key_norm is not None:
@@ -149,15 +182,25 @@ class Network:
         if rotary is not None and turn is not None:
             turned = torch.addcmul(turned * turn[0], rotary.swapped(turned), turn[1])
         queries, keys = torch.split(turned, [heads, kv_heads], dim=2)
-        all_keys, all_values = cache.update(keys.transpose(1, 2), values.transpose(1, 2), index)
+        return queries, keys, values
+
+    def _attend(
+        self,
+        queries: torch.Tensor,  # [B, T, heads, width]
+        keys: torch.Tensor,  # [B, kv_heads, S, width]
+        values: torch.Tensor,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:  # [B, T, heads * width]
+        rows, width = queries.shape[:2]
+        heads, kv_heads = self.heads, self.kv_heads
         if width == 1:  # the heads that share keys stand as so many queries of them: no copies, no repetition
             queries = queries.reshape(rows, kv_heads, heads // kv_heads, self.width)
-            found = F.scaled_dot_product_attention(queries, all_keys, all_values, mask, scale=self.scale)
+            found = F.scaled_dot_product_attention(queries, keys, values, mask, scale=self.scale)
             return found.view(rows, 1, heads * self.width)
         found = F.scaled_dot_product_attention(
             queries.transpose(1, 2),
-            all_keys,
-            all_values,
+            keys,
+            values,
             mask,
             is_causal=mask is None,
             scale=self.scale,

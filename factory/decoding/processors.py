@@ -8,6 +8,7 @@ import torch
 
 from factory.decoding.reader import right_padded
 from factory.decoding.sampling import Sampling
+from factory.decoding.sending import sent
 
 
 class History:
@@ -63,9 +64,9 @@ class History:
         longest = max(self._length) + guesses
         slots = torch.arange(longest, device=device)  # [S]
         # how long prompt, output and guesses are where a position looks back, [B, T, 1]
-        length = torch.tensor(self._length, device=device).view(-1, 1, 1)
+        length = sent(self._length, device).view(-1, 1, 1)
         length = length + torch.arange(guesses + 1 - positions, guesses + 1, device=device).view(1, -1, 1)
-        prompt = torch.tensor(self._prompt, device=device).view(-1, 1, 1)
+        prompt = sent(self._prompt, device).view(-1, 1, 1)
         # A column more than the vocabulary: slots behind a position's text count for that one.
         nowhere = self._vocabulary
         made = torch.nn.functional.pad(logits if logits.dtype == torch.float64 else logits.float(), (0, 1))
@@ -105,5 +106,5 @@ class History:
 
     def _write(self, tokens: torch.Tensor) -> None:
         """Put tokens [B, n] behind each row's text."""
-        ends = torch.tensor(self._length, device=tokens.device).unsqueeze(1)
+        ends = sent(self._length, tokens.device).unsqueeze(1)
         self._text.scatter_(1, ends + torch.arange(tokens.shape[1], device=tokens.device), tokens)

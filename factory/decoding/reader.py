@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from factory.decoding.cache import RowCache
+from factory.decoding.sending import sent
 
 SLIDING = "sliding_attention"
 
@@ -17,7 +18,7 @@ def right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[t
     count = [len(row) for row in rows]
     width = max(count, default=0)
     padded = [[*row, *[0] * (width - len(row))] for row in rows]
-    return torch.tensor(padded, dtype=torch.long, device=device).view(len(rows), width), count
+    return sent(padded, device).view(len(rows), width), count
 
 
 class Reader(ABC):
@@ -98,7 +99,7 @@ class Reader(ABC):
             return self._forward(tokens, count, 1)[:, 0]
         last = [max(number, 1) - 1 for number in count]
         distinct = sorted(set(last))
-        logits = self._forward(tokens, count, torch.tensor(distinct, device=self.device))
+        logits = self._forward(tokens, count, sent(distinct, self.device))
         return logits[list(range(len(last))), [distinct.index(position) for position in last]]
 
     def rewind(self, lengths: list[int]) -> None:
@@ -133,7 +134,7 @@ class Reader(ABC):
             if windowed or (longest > 0 and (width > 1 or self._needs_mask)):
                 mask = self._mask(self._slots[longest:stop].unsqueeze(0), stop, windowed)
         else:
-            slots = torch.tensor(self.lengths, device=self.device).unsqueeze(1) + self._slots[:width]  # [B, T]
+            slots = sent(self.lengths, self.device).unsqueeze(1) + self._slots[:width]  # [B, T]
             self._cache.scatter(slots, stop)
             position_ids = self._positions[slots]
             mask = self._mask(slots, stop, windowed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from factory.decoding.sampling import Distribution, PointMasses, draw
+from factory.decoding.sending import sent
 
 
 @dataclass
@@ -79,7 +80,7 @@ def accept(
         residual = p_next.scatter(1, draft.tokens[row, fallen].unsqueeze(1), 0.0)
     else:
         residual = (p_next - draft.q[row, fallen]).clamp(min=0.0)
-    fell = standing < torch.tensor(draft.length, device=p.device)
+    fell = standing < sent(draft.length, p.device)
     of_residual = fell & (residual.sum(dim=1) > 0)
     after = draw(torch.where(of_residual.unsqueeze(1), residual, p_next), last)
     tokens = torch.cat([draft.tokens, draft.tokens[:, :1]], dim=1).scatter(1, standing.unsqueeze(1), after.unsqueeze(1))
@@ -90,8 +91,6 @@ def _standing(stands: torch.Tensor, draft: Draft) -> torch.Tensor:
     """How many guesses stand before the first that falls or was not offered, [B, k] bool -> [B] int64."""
     guesses = stands.shape[1]
     if min(draft.length, default=guesses) < guesses:
-        offered = (
-            torch.arange(guesses, device=stands.device) < torch.tensor(draft.length, device=stands.device)[:, None]
-        )
+        offered = torch.arange(guesses, device=stands.device) < sent(draft.length, stands.device)[:, None]
         stands = stands & offered
     return stands.cumprod(dim=1).sum(dim=1)

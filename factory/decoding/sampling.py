@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from factory.decoding.sending import sent
+
 Words = npt.NDArray[np.uint64]
 
 # SplitMix64 (Steele et al., 2014): neighbouring keys give unrelated numbers.
@@ -128,8 +130,12 @@ def distribution(logits: torch.Tensor, sampling: Sampling) -> Distribution:
     if sampling.top_p == 1 and sampling.min_p == 0:
         return weights
     if sampling.top_p < 1:
-        look = size if weights.is_cuda else min(size, _FIRST_LOOK)  # a GPU sorts sooner than it answers
-        ordered = weights.topk(look, dim=-1).values if largest is None else weights.gather(-1, largest)
+        if weights.is_cuda:  # it sorts sooner than it answers, and a recorded graph may not ask
+            ordered = weights.sort(dim=-1, descending=True).values
+        elif largest is not None:
+            ordered = weights.gather(-1, largest)
+        else:
+            ordered = weights.topk(min(size, _FIRST_LOOK), dim=-1).values
         weights = _nucleus(weights, sampling.top_p, ordered)
     if sampling.min_p > 0:
         weights = weights.masked_fill(weights < sampling.min_p * weights.amax(dim=-1, keepdim=True), 0.0)
@@ -150,7 +156,7 @@ def _nucleus(weights: torch.Tensor, top_p: float, ordered: torch.Tensor) -> torc
     edge = ordered.gather(-1, count)
     kept = weights >= edge
     excess = kept.sum(dim=-1, keepdim=True) > count + 1
-    if bool(excess.any()):  # several have the edge's probability
+    if weights.is_cuda or bool(excess.any()):  # several have the edge's probability
         tied = weights == edge
         room = count + 1 - (weights > edge).sum(dim=-1, keepdim=True)
         kept = kept & ~(tied & (tied.cumsum(dim=-1) > room))
@@ -210,7 +216,7 @@ class Noise:
             self._steps = torch.arange(table.shape[1], device=self.device)
         if first == last:
             return table[:, first : first + count]
-        return table.gather(1, torch.tensor(positions, device=self.device).unsqueeze(1) + self._steps[:count])
+        return table.gather(1, sent(positions, self.device).unsqueeze(1) + self._steps[:count])
 
     def _table(self, role: str, positions: int) -> torch.Tensor:
         keys = _mix(_word([zlib.crc32(role.encode())]) ^ _mix(_word([self.seed])))

@@ -1,0 +1,375 @@
+"""Reads and drafts by replaying CUDA graphs: a pass of k + 1 tokens is one launch, and so is a draft of k tokens.
+
+At batch 1 a GPU reads a small model's weights in less time than the host takes to launch its kernels. Recorded, a
+pass costs the host one launch, whatever it consists of. Kernels themselves are few only where they are fused: each
+layer is compiled by inductor first, which takes seconds once, and for all layers alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.utils._triton import has_triton
+from transformers import PreTrainedModel
+
+from factory.decoding.graphs import Function, Graphs, Outputs
+from factory.decoding.lean import LeanReader
+from factory.decoding.network import Layer
+from factory.decoding.reader import SLIDING
+from factory.decoding.sampling import PointMasses, Sampling, distribution, draw
+from factory.decoding.sending import staged
+from factory.decoding.static_cache import RecordedStore, StaticCache, power_of_two
+from factory.decoding.vocabulary import fitted
+from factory.decoding.wiring import ProductMaker, plain_products, rotary_of
+
+WIDTHS = (1, 2, 5, 9, 17, 33, 65)  # tokens a row that a recorded pass reads; fewer are padded, more are a prompt
+ROWS = 64  # of the largest batch that is recorded
+_BUCKET = 256  # cached slots that a recorded pass reads, at least; then by powers of two
+_RECOMPILATIONS = 256  # of one function: (rows, widths) of all readers of a process
+Turn = tuple[torch.Tensor, torch.Tensor] | None
+
+
+def why_no_fusion(device: torch.device) -> str | None:
+    """Why layers cannot be compiled for that device; None where they can."""
+    if device.type == "cuda" and not has_triton():
+        return "layers are recorded as they are, not fused: torch finds no Triton, or the GPU is too old for it"
+    return None
+
+
+class _Read(NamedTuple):
+    rows: int
+    width: int
+    stop: int
+
+
+class _Write(NamedTuple):
+    rows: int
+    k: int
+    stop: int
+    sampling: Sampling
+    vocabulary: int
+
+
+class GraphedReader(LeanReader):
+    """A `LeanReader` whose passes of up to 65 tokens a row are recorded and replayed; prompts run as they do there.
+
+    Recordings are keyed by batch (a power of two), width (`WIDTHS`) and a bucket of cached slots (powers of two), are
+    made at first use or by `prepare`, share one pool of memory, and are dropped when the cache has to move. Where a
+    layer cannot be compiled it is recorded as it is; where nothing can be recorded, passes run as a LeanReader's: `why`
+    then has the reason. On a CPU nothing is recorded, and the same passes run one by one.
+
+    Raises what a LeanReader raises.
+    """
+
+    name = "graphed"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        make: ProductMaker = plain_products,
+        *,
+        fuse: bool | None = None,
+        now_s: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`fuse`: whether layers are compiled; None: where the device is no CPU and they can be."""
+        super().__init__(model, make)
+        network = self._network
+        self._cache: StaticCache = StaticCache(
+            len(network.layers), network.kv_heads, network.width, model.dtype, model.device
+        )
+        if self._has_rotary:
+            self._rotary = rotary_of(model, network.width, self.context)
+        self._graphs = Graphs(self.device, now_s)
+        self._started = 1  # rows of the batch that is read, as a power of two
+        self._generation = 0  # of the cache that recordings were made on
+        self._recording = True
+        self._fused = False
+        self._open, self._step, self._close = self._opened, self._layer, network.logits
+        if fuse is None:
+            self.why = why_no_fusion(self.device)
+            fuse = self.device.type != "cpu" and self.why is None
+        if fuse:
+            self._fuse()
+
+    @property
+    def graphs(self) -> int:
+        """How many recordings there are."""
+        return len(self._graphs)
+
+    @property
+    def compile_s(self) -> float:
+        """Seconds that compiling and recording took so far."""
+        return self._graphs.seconds
+
+    def start(self, rows: int, capacity: int) -> None:
+        """An empty cache of that many rows; what was reserved for an earlier batch is used again."""
+        self.lengths = [0] * rows
+        self._started = power_of_two(rows)
+        # padding may lie behind a row's last token, and a draft's last guesses behind the context
+        self._cache.reserve(rows, capacity + WIDTHS[-1])
+        self._settle()
+
+    def records(self, rows: int, width: int) -> bool:
+        """Whether a pass of so many tokens in each of so many rows is a recorded one."""
+        return self._recording and 0 < rows <= ROWS and 0 < width <= WIDTHS[-1]
+
+    def prepare(self, rows: int, width: int, tokens: int) -> None:
+        """Record ahead of use what a batch of `rows` needs to read `width` tokens a row, up to `tokens` in the cache.
+
+        Batches that remain when rows have ended are among it. Whatever is in the cache is lost.
+        """
+        if not self.records(rows, width):
+            return
+        self.start(rows, tokens)
+        for size in self._sizes():
+            for stop in _buckets(tokens + _padded(width)):
+                self._logits(torch.zeros(size, _padded(width), dtype=torch.long), [0] * size, stop)
+
+    def prepare_writing(self, rows: int, k: int, tokens: int, sampling: Sampling, vocabulary: int) -> None:
+        """The same for `write`."""
+        if not self.records(rows, 2):
+            return
+        self.start(rows, tokens)
+        for size in self._sizes():
+            numbers = None if sampling.greedy else torch.zeros(size, k, dtype=torch.float64)
+            for stop in _buckets(tokens + 1 + k):
+                self._guesses([[0, 0]] * size, [0] * size, k, stop, sampling, numbers, vocabulary)
+
+    def recorded_k(self, least: int, rows: int, sampling: Sampling, vocabulary: int) -> int:
+        """The smallest k from `least` on that `write` has a recording of; `least` where there is none.
+
+        A text's last rounds have room for fewer guesses: the steps too many cost less than a recording.
+        """
+        size, longest = self._size(rows), max(self.lengths)
+        keys = (_Write(size, k, _stop(longest + 1 + k), sampling, vocabulary) for k in range(least, WIDTHS[-1]))
+        return next((key.k for key in keys if key in self._graphs), least)
+
+    def write(
+        self,
+        last: Sequence[Sequence[int]],
+        k: int,
+        sampling: Sampling,
+        numbers: torch.Tensor | None,
+        vocabulary: int,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """k tokens behind each row's text, each drawn from the model's distribution q: [B, k] and [B, k, vocabulary].
+
+        The last two tokens of each text are given, and the cache holds all before them: after a round one or two are
+        missing, and a recording always reads both. `numbers` [B, k] float64 are those that tokens are drawn with; under
+        greedy there are none, and no q. Afterwards the cache holds all but the last guess. A row too long for the
+        context gets tokens that mean nothing.
+        """
+        lengths = [min(length, self.context - 2) for length in self.lengths]
+        stop = self._bucket(max(lengths) + 1 + k)
+        found = self._guesses(last, lengths, k, stop, sampling, numbers, vocabulary)
+        self.lengths = [length + 1 + k for length in lengths]
+        rows = len(last)
+        tokens, q = (found, None) if isinstance(found, torch.Tensor) else found
+        return tokens[:rows].clone(), None if q is None else q[:rows].clone()
+
+    def _forward(self, tokens: torch.Tensor, count: list[int] | None, keep: int | torch.Tensor) -> torch.Tensor:
+        rows, width = tokens.shape
+        if not self.records(rows, width) or max(self.lengths) == 0:
+            logits = super()._forward(tokens, count, keep)
+            self._settle()  # a long prompt may have moved the cache
+            return logits
+        lengths = [old + new for old, new in zip(self.lengths, count or [width] * rows, strict=True)]
+        if max(lengths) > self.context:
+            raise ValueError(f"{max(lengths)} tokens do not fit into a context of {self.context}")
+        stop = self._bucket(max(self.lengths) + _padded(width))
+        logits = self._logits(tokens, self.lengths, stop)[:rows, :width]
+        self.lengths = lengths
+        if isinstance(keep, torch.Tensor):
+            return logits[:, keep]
+        return (logits[:, -keep:] if keep else logits).clone()  # the next replay writes over them
+
+    def _size(self, rows: int) -> int:
+        """Of the batch that is read where so many rows are left of the one that was started."""
+        return min(size for size in self._sizes() if size >= rows)
+
+    def _sizes(self) -> list[int]:
+        """A quarter at a time: at few rows those that have ended cost little, and every size has to be compiled."""
+        return sorted({max(1, self._started >> 2 * step) for step in range(4)}, reverse=True)
+
+    def _bucket(self, needed: int) -> int:
+        """Cached slots that a pass reads which writes no slot behind `needed`; the cache has as many."""
+        if needed > self._cache.capacity:
+            self._cache.grow(needed)
+            self._settle()
+        return _stop(needed)
+
+    def _settle(self) -> None:
+        """Forget what was recorded on a cache that is no more."""
+        if self._generation != self._cache.generation:
+            self._graphs.clear()
+            self._generation = self._cache.generation
+            self._number(self._cache.capacity)
+
+    @torch.inference_mode()
+    def _logits(self, tokens: torch.Tensor, lengths: list[int], stop: int) -> torch.Tensor:
+        """Logits behind tokens [B, T] that follow `lengths` cached ones: [B, T, V], or of more rows and tokens."""
+        rows, width = tokens.shape
+        size, padded = self._size(rows), _padded(width)
+        if (size, padded) != (rows, width):
+            tokens = pad(tokens, (0, padded - width, 0, size - rows))
+        where = staged(lengths + [0] * (size - rows), self.device)
+        found = self._run_recorded(_Read(size, padded, stop), partial(self._pass, stop=stop), [tokens, where])
+        assert isinstance(found, torch.Tensor)
+        return found
+
+    @torch.inference_mode()
+    def _guesses(
+        self,
+        last: Sequence[Sequence[int]],
+        lengths: list[int],
+        k: int,
+        stop: int,
+        sampling: Sampling,
+        numbers: torch.Tensor | None,
+        vocabulary: int,
+    ) -> Outputs:
+        """As `write`, for rows padded to a power of two."""
+        missing = self._size(len(last)) - len(last)
+        inputs = [
+            staged([*last, *[[0, 0]] * missing], self.device),
+            staged([*lengths, *[0] * missing], self.device),
+        ]
+        if numbers is not None:
+            inputs.append(pad(numbers, (0, 0, 0, missing)) if missing else numbers)
+        key = _Write(len(inputs[0]), k, stop, sampling, vocabulary)
+        loop = partial(self._loop, k=k, stop=stop, sampling=sampling, vocabulary=vocabulary)
+        return self._run_recorded(key, loop, inputs)
+
+    def _run_recorded(self, key: Hashable, function: Function, inputs: Sequence[torch.Tensor]) -> Outputs:
+        if self._recording:
+            try:
+                return self._graphs.run(key, function, inputs)
+            except Exception as error:  # inductor, Triton or CUDA, each with its own
+                if key in self._graphs:
+                    raise  # it was recorded, so what fails is no matter of recording
+                self._simplify(error)
+                return self._run_recorded(key, function, inputs)
+        return function(*(given.to(self.device) for given in inputs))
+
+    def _simplify(self, error: Exception) -> None:
+        """Do without what failed, and say so."""
+        what = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}"
+        if self._fused:
+            self.why = f"layers are recorded as they are, not fused: compiling them failed ({what})"
+            self._fused = False
+            self._open, self._step, self._close = self._opened, self._layer, self._network.logits
+        else:
+            self.why = f"passes are not recorded: that failed ({what})"
+            self._recording = False
+        self._graphs.clear()
+
+    def _fuse(self) -> None:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILATIONS)
+        fused = partial(torch.compile, fullgraph=True, dynamic=False)
+        self._open, self._step, self._close = fused(self._opened), fused(self._layer), fused(self._network.logits)
+        self._fused = True
+
+    def _loop(
+        self,
+        fed: torch.Tensor,
+        lengths: torch.Tensor,
+        numbers: torch.Tensor | None = None,
+        *,
+        k: int,
+        stop: int,
+        sampling: Sampling,
+        vocabulary: int,
+    ) -> Outputs:
+        """The whole draft, fed [B, 2], lengths [B], numbers [B, k] -> tokens [B, k] and, unless greedy, q [B, k, V]."""
+        if vocabulary > self.vocabulary:  # an id that the drafter has no row for is read as its last one
+            fed = fed.clamp(max=self.vocabulary - 1)
+        tokens: list[torch.Tensor] = []
+        drawn_from: list[torch.Tensor] = []
+        for guess in range(k):
+            if guess:
+                logits = self._pass(tokens[-1], lengths + (1 + guess), stop=stop, keep=1)
+            else:
+                logits = self._pass(fed, lengths, stop=stop, keep=1)
+            q = distribution(fitted(logits[:, 0], vocabulary), sampling)
+            tokens.append(draw(q, None if numbers is None else numbers[:, guess : guess + 1]).unsqueeze(1))
+            if not isinstance(q, PointMasses):
+                drawn_from.append(q)
+        drafted = torch.cat(tokens, dim=1)
+        return (drafted, torch.stack(drawn_from, dim=1)) if drawn_from else drafted
+
+    def _pass(self, tokens: torch.Tensor, lengths: torch.Tensor, *, stop: int, keep: int = 0) -> torch.Tensor:
+        """Logits [B, kept, V] of tokens [B, T] behind `lengths` [B] cached ones, reading `stop` slots of the cache."""
+        rows, cache = len(tokens), self._cache
+        x, slots, turn, masks = self._open(tokens, lengths, self._open_ended(self._slots[:stop], 0))
+        delta = torch.zeros_like(x)
+        for index, layer in enumerate(self._network.layers):
+            mask = self._open_ended(masks[layer.kind if layer.kind in masks else ""], 3)
+            keys = self._open_ended(cache.keys[index][:rows], 2)
+            values = self._open_ended(cache.values[index][:rows], 2)
+            x, delta = self._step(layer, x, delta, turn, mask, slots, keys, values)
+        return self._close(x, delta, keep)
+
+    def _open_ended(self, tensor: torch.Tensor, axis: int) -> torch.Tensor:
+        """The tensor, to whose length along that axis a compiled layer is not to be bound."""
+        if self._fused:
+            torch._dynamo.mark_dynamic(tensor, axis)
+        return tensor
+
+    def _opened(
+        self, tokens: torch.Tensor, lengths: torch.Tensor, read: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Turn, dict[str, torch.Tensor]]:
+        """What all layers share: x, slots [B, T], rotation, and masks by kind, [B, 1, T * groups, S]."""
+        network, width = self._network, tokens.shape[1]
+        slots = lengths.unsqueeze(1) + torch.arange(width, device=tokens.device)
+        positions = slots.clamp(max=self.context - 1)  # padding may lie behind the context
+        # the heads that share keys stand as so many queries of them
+        queries = slots.repeat_interleave(network.heads // network.kv_heads, dim=1).unsqueeze(2).unsqueeze(1)
+        seen = read <= queries  # [B, 1, T * groups, S]
+        near = seen if self._window is None else seen & (read > queries - self._window)
+        masks = {kind: self._attended(near if kind == SLIDING else seen) for kind in self._kinds}
+        turn = None if self._rotary is None else self._rotary.at(positions)
+        return network.embedded(tokens, positions), slots, turn, masks or {"": self._attended(near)}
+
+    def _layer(
+        self,
+        layer: Layer,
+        x: torch.Tensor,
+        delta: torch.Tensor,
+        turn: Turn,
+        mask: torch.Tensor,
+        slots: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        store = RecordedStore(keys, values, slots, mask.shape[3])
+        return self._network.step(layer, x, delta, self._rotary, turn, store, 0, partial(self._folded, mask=mask))
+
+    def _folded(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Attention of queries [B, T, heads, width] to [B, kv_heads, S, width]: [B, T, heads * width]."""
+        rows, width, heads, size = queries.shape
+        groups = heads // self._network.kv_heads
+        folded = queries.view(rows, width, -1, groups, size).transpose(1, 2).reshape(rows, -1, width * groups, size)
+        found = scaled_dot_product_attention(folded, keys, values, mask, scale=self._network.scale)
+        return found.view(rows, -1, width, groups, size).transpose(1, 2).reshape(rows, width, heads * size)
+
+
+def _padded(width: int) -> int:
+    """The first of WIDTHS that holds so many tokens."""
+    return next(size for size in WIDTHS if width <= size)
+
+
+def _stop(needed: int) -> int:
+    """The bucket of a pass that writes no slot from `needed` on."""
+    return max(_BUCKET, power_of_two(needed))
+
+
+def _buckets(tokens: int) -> list[int]:
+    """All buckets of a text that grows to so many tokens."""
+    return [_BUCKET << power for power in range((_stop(tokens) // _BUCKET).bit_length())]
