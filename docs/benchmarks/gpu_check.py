@@ -51,7 +51,7 @@ class Part:
 
 
 PARTS = (  # in order of importance
-    Part("environment", 50),
+    Part("environment", 75),
     Part("gptq", 90),
     Part("tests", 100),
     Part("steps", 180),
@@ -103,7 +103,9 @@ def run(
             outcome = Outcome(part.name, "skipped", 0.0, f"no time left of {budget_s:.0f} s")
         else:
             told(f"-- {part.name}, {min(part.limit_s, left_s):.0f} s at most")
-            outcome = run_part(part, command_of, min(part.limit_s, left_s), folder, logs / f"{part.name}.log", environment)
+            outcome = run_part(
+                part, command_of, min(part.limit_s, left_s), folder, logs / f"{part.name}.log", environment
+            )
         found.append(outcome)
         told(outcome.words)
     return found
@@ -117,7 +119,11 @@ def run_part(
     path.unlink(missing_ok=True)
     with log.open("wb") as said:
         process = subprocess.Popen(
-            command_of(part, max(1.0, limit_s - SHUTDOWN_S)), stderr=said, cwd=ROOT, env=environment, start_new_session=True
+            command_of(part, max(1.0, limit_s - SHUTDOWN_S)),
+            stderr=said,
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
         )
         try:
             status = process.wait(limit_s)
@@ -179,7 +185,16 @@ def install(wheels: Path, site: Path) -> str | None:
     if not files:
         return None
     shutil.rmtree(site, ignore_errors=True)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-index",
+        "--no-deps",
+    ]
     command += ["--no-compile", "--target", str(site), *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
@@ -198,7 +213,11 @@ def surroundings(site: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
-    return {**os.environ, **{name: os.environ.get(name, value) for name, value in found.items()}, "PYTHONPATH": os.pathsep.join(paths)}
+    return {
+        **os.environ,
+        **{name: os.environ.get(name, value) for name, value in found.items()},
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
 
 
 def missing(environment: dict[str, str]) -> list[str]:
@@ -227,9 +246,13 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--to", type=Path, help="folder of JSON and table; here for a full run, else below work/")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="PART", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--budget", type=float, default=BUDGET_S, metavar="SECONDS", help="for all parts together")
-    parser.add_argument("--drafter", nargs="+", type=Path, default=[], help="artifacts of the shipped target; else made here")
+    parser.add_argument(
+        "--drafter", nargs="+", type=Path, default=[], help="artifacts of the shipped target; else made here"
+    )
     parser.add_argument("--gpt-fast", type=Path, metavar="DIR", help="a checkout of gpt-fast, to be run beside ours")
-    parser.add_argument("--table", nargs="?", const=HERE, type=Path, metavar="DIR", help="only print the table of its JSON")
+    parser.add_argument(
+        "--table", nargs="?", const=HERE, type=Path, metavar="DIR", help="only print the table of its JSON"
+    )
     found = parser.parse_args(given)
     absent = [str(folder) for folder in found.drafter if not (folder / "manifest.json").is_file()]
     if absent:
@@ -253,7 +276,10 @@ def main(given: Sequence[str] | None = None) -> int:
     environment = surroundings(site)
     lacking = missing(environment)
     if lacking:
-        print(f"{sys.executable} has no {', '.join(lacking)}: {fault or 'make wheels, where there is a network'}", file=sys.stderr)
+        print(
+            f"{sys.executable} has no {', '.join(lacking)}: {fault or 'make wheels, where there is a network'}",
+            file=sys.stderr,
+        )
         return 2
     if fault:
         print(fault, flush=True)
@@ -266,8 +292,23 @@ def main(given: Sequence[str] | None = None) -> int:
     to.mkdir(parents=True, exist_ok=True)
 
     def command_of(part: Part, seconds: float) -> list[str]:
-        command = [sys.executable, str(HERE / "gpu_parts.py"), part.name, "--size", size, "--to", str(file_of(part.name, to))]
-        command += ["--device", "cuda" if cuda else "cpu", "--seconds", f"{seconds:.0f}", "--work", str(SCRATCH / "made")]
+        command = [
+            sys.executable,
+            str(HERE / "gpu_parts.py"),
+            part.name,
+            "--size",
+            size,
+            "--to",
+            str(file_of(part.name, to)),
+        ]
+        command += [
+            "--device",
+            "cuda" if cuda else "cpu",
+            "--seconds",
+            f"{seconds:.0f}",
+            "--work",
+            str(SCRATCH / "made"),
+        ]
         command += [one for folder in asked.drafter for one in ("--drafter", str(folder.resolve()))]
         return command + (["--gpt-fast", str(asked.gpt_fast.resolve())] if asked.gpt_fast else [])
 
@@ -276,7 +317,9 @@ def main(given: Sequence[str] | None = None) -> int:
     found = run(parts, command_of, to, SCRATCH / "logs", budget_s, lambda line: print(line, flush=True), environment)
     shown = table(to)
     write_atomically(to / "cuda.md", shown + "\n")
-    print(f"\n{size} size, {time.monotonic() - begun_s:.0f} s; JSON and the table cuda.md: {to}; logs: {SCRATCH / 'logs'}")
+    print(
+        f"\n{size} size, {time.monotonic() - begun_s:.0f} s; JSON and the table cuda.md: {to}; logs: {SCRATCH / 'logs'}"
+    )
     for outcome in found:
         print(outcome.words)
     return int(any(outcome.status == "failed" for outcome in found))

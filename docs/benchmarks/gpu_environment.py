@@ -9,20 +9,22 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from decoder_pairs import TARGET, its_first_layers
 from decoder_passes import Row, row
 from gpu_pairs import Bench, copy_bandwidth, in_order, product_rate
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval.stats import Interval
 from factory import provenance
+from factory.carving import copy_beside
 from factory.data import TextBlocks
 from factory.errors import FactoryError
 from factory.gauge import measured
 from factory.given import Given
+from factory.models import load_model
 from factory.quantized import gptqmodel, kernel_of, load_quantized
 from factory.stages.gptq import Gptq
 
-MEMORY, PRODUCT = "device memory, copies", "matrix product of random numbers"
+MEMORY, PRODUCT = "device memory, copies, GB/s read and written", "matrix product of random numbers, TFLOP/s"
 
 
 def environment(bench: Bench) -> Iterator[Row]:
@@ -80,7 +82,9 @@ def profile(bench: Bench) -> Iterator[Row]:
 def _given(ids: torch.Tensor, bench: Bench) -> Given:
     """That text, for a stage that needs nothing else."""
     rows = len(ids)
-    text = TextBlocks(ids, torch.full((rows,), ids.shape[1]), torch.ones_like(ids, dtype=torch.bool), torch.arange(rows))
+    text = TextBlocks(
+        ids, torch.full((rows,), ids.shape[1]), torch.ones_like(ids, dtype=torch.bool), torch.arange(rows)
+    )
 
     def no_target() -> Any:
         raise FactoryError("rounding needs no target")
@@ -94,29 +98,18 @@ def _plain(what: str, **detail: Any) -> Row:
 
 
 def gptq(bench: Bench) -> Iterator[Row]:
-    """gptqmodel imported, a tiny model quantised, read back from disk, run: which kernel, how far off, how long."""
+    """gptqmodel imported, the shipped target's first two layers quantised, read back from disk, run: which kernel, how far off, how long."""
     begun_s = time.monotonic()
     library = gptqmodel()
     import_s = time.monotonic() - begun_s
     bench.facts |= {"gptqmodel": library.__version__, "import_s": import_s}
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        initializer_range=0.1,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config).to(getattr(torch, bench.dtype)).eval()
+    model = its_first_layers(load_model(TARGET, dtype=getattr(torch, bench.dtype)), 2)
     raw, made = bench.work / "tiny", bench.work / "tiny-4bit"
     for folder in (raw, made):
         shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(raw)
-    ids = torch.randint(3, 512, (48, 64), generator=torch.Generator().manual_seed(0))
+    copy_beside(TARGET, raw)
+    ids = torch.randint(3, model.config.vocab_size, (48, 64), generator=torch.Generator().manual_seed(0))
     begun_s = time.monotonic()
     facts = Gptq(kind="gptq", bits=4, group_size=64, samples=32).quantize(raw, made, _given(ids, bench))
     quantise_s = time.monotonic() - begun_s
@@ -124,10 +117,12 @@ def gptq(bench: Bench) -> Iterator[Row]:
     begun_s = time.monotonic()
     small = load_quantized(made, dtype=getattr(torch, bench.dtype), device=bench.device)
     with torch.inference_mode():
-        mine, theirs = (one(input_ids=ids[:4].to(bench.device)).logits.float() for one in (model.to(bench.device), small))
+        mine, theirs = (
+            one(input_ids=ids[:4].to(bench.device)).logits.float() for one in (model.to(bench.device), small)
+        )
     error = float((mine - theirs).norm() / mine.norm())
     yield _plain(
-        "4-bit GPTQ of a tiny model, relative error of its logits",
+        "4-bit GPTQ of two layers, relative error of logits",
         relative_error=error,
         kernel=kernel_of(small),
         import_s=import_s,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from decoder_pairs import Pair, SkippedError
 from decoder_passes import Row, row
-from gpu_pairs import Bench, first_line, prepared, seven
+from gpu_pairs import Bench, first_line, longest, prepared, seven
 
 from eval import peers
 from eval.bench import Stopwatch
@@ -38,7 +38,7 @@ def gpt_fast(bench: Bench) -> Iterator[Row]:
     pair = seven(bench)
     reader = pair.reader()
     # ours first: importing theirs changes how inductor compiles everything after
-    bench.facts |= {"reader": reader.name, "why": reader.why, "prepare_s": prepared(reader, 1, 1)}
+    bench.facts |= {"reader": reader.name, "why": reader.why, "prepare_s": prepared(reader, 1, longest(pair))}
     match = pair.match(None, 1)
     ours = peers.Ours(peers.OURS, match, reader)
     ours.write(pair.timed[0], SAMPLED)
@@ -136,5 +136,7 @@ def imported(checkout: Path) -> tuple[ModuleType, Any]:
 
 def revision(checkout: Path) -> str | None:
     """Which one of it this is, where git knows."""
-    done = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() or None

@@ -27,8 +27,10 @@ from transformers import PreTrainedModel
 
 from eval.bench import Stopwatch
 from factory.decoding.decoder import Limits
+from factory.decoding.graphed import GraphedReader
 from factory.decoding.reader import Reader
 from factory.decoding.readers import ReaderKind, open_reader
+from factory.decoding.sampling import Sampling
 
 SEVEN = "7B shape"
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,15 +140,8 @@ def first_line(error: BaseException) -> str:
 
 
 def reader_of(model: PreTrainedModel) -> Reader:
-    """The reader that is judged: CUDA graphs, and on a CPU the same code without a device to capture it.
-
-    Raises UnsupportedModel.
-    """
-    try:
-        from factory.decoding.graphed import GraphedReader
-    except ImportError:
-        return open_reader(model)
-    return GraphedReader(model)
+    """The reader that is judged: CUDA graphs, and on a CPU the same passes run one by one. Raises UnsupportedModel."""
+    return open_reader(model, "graphed") if model.device.type == "cuda" else GraphedReader(model)
 
 
 def opened(model: PreTrainedModel, kind: ReaderKind = "auto") -> Reader:
@@ -154,13 +149,23 @@ def opened(model: PreTrainedModel, kind: ReaderKind = "auto") -> Reader:
     return reader_of(model) if kind == "auto" else open_reader(model, kind)
 
 
-def prepared(reader: Reader, rows: int, width: int) -> float:
-    """Compile and capture ahead of use; the seconds of it, as the reader counts them (0 for one that does neither)."""
-    before_s = float(getattr(reader, "compile_s", 0.0))
-    prepare = getattr(reader, "prepare", None)
-    if prepare is not None:
-        prepare(rows, width)
-    return float(getattr(reader, "compile_s", 0.0)) - before_s
+def prepared(reader: Reader, width: int, tokens: int, rows: int = 1) -> float:
+    """Compile and record passes of that width up to `tokens` in the cache; the seconds of it, 0 where nothing is."""
+    if not isinstance(reader, GraphedReader):
+        return 0.0
+    before_s = reader.compile_s
+    reader.prepare(rows, width, tokens)
+    return reader.compile_s - before_s
+
+
+def prepared_to_write(reader: Reader, k: int, tokens: int, sampling: Sampling) -> float:
+    """The same for drafts of k tokens, which are one recording."""
+    if not isinstance(reader, GraphedReader):
+        return 0.0
+    before_s = reader.compile_s
+    reader.prepare(1, 2, tokens)
+    reader.prepare_writing(1, k, tokens, sampling, reader.vocabulary)
+    return reader.compile_s - before_s
 
 
 def seven(bench: Bench) -> Pair:
@@ -185,6 +190,18 @@ def seven(bench: Bench) -> Pair:
         dtype=bench.dtype,
         opened=opened,
     )
+
+
+def longest(pair: Pair) -> int:
+    """Tokens of the longest text, guesses behind its end among them."""
+    return max(len(prompt.ids) for prompt in pair.prompts) + pair.limits.max_new_tokens + pair.settings.k + 1
+
+
+def recordings(reader: Reader) -> dict[str, Any] | None:
+    """How many CUDA graphs there are and what they took; None for a reader without."""
+    if not isinstance(reader, GraphedReader):
+        return None
+    return {"graphs": reader.graphs, "seconds": reader.compile_s}
 
 
 @torch.inference_mode()

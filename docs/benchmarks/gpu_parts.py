@@ -1,6 +1,6 @@
 """One part of docs/benchmarks/gpu_check.py in a process of its own: its rows are on disk as soon as they are measured.
 
-    python docs/benchmarks/gpu_parts.py PART --to FILE.json      # as gpu_check.py starts it
+python docs/benchmarks/gpu_parts.py PART --to FILE.json      # as gpu_check.py starts it
 """
 
 from __future__ import annotations
@@ -76,11 +76,15 @@ def measure(arguments: argparse.Namespace, shown: Any) -> dict[str, Any]:
         for row in getattr(importlib.import_module(module), name)(bench):
             now_s = time.monotonic()
             made = {"hardware": hardware.get("gpu") or hardware["cpu"], "dtype": bench.dtype, "enlarged": None}
-            made |= {**row, "seconds": round(now_s - last_s, 2), "met": verdict(row) if row["goal"] else None}
+            made |= {
+                **row,
+                "seconds": round(now_s - last_s, 2),
+                "met": verdict(row) if row["goal"] and bench.full else None,
+            }
             kept["rows"].append(made)
             last_s = now_s
             keep()
-            goal = f"  {words_of(row['goal'])}: {made['met']}" if row["goal"] else ""
+            goal = f"  {words_of(row['goal'])}: {made['met'] or 'not judged at this size'}" if row["goal"] else ""
             shown.write(f"   {made['seconds']:6.1f} s  {row['what']}: {figure(row)}{goal}\n")
     except SkippedError as why:
         status, reason = "skipped", str(why)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from decoder_pairs import Pair, SkippedError
-from decoder_passes import Row, alone, block, pass_of, row, rounds
-from gpu_pairs import Bench, in_order, prepared, seven
+from decoder_passes import Row, alone, block, pass_of, rounds, row
+from gpu_pairs import Bench, in_order, longest, prepared, prepared_to_write, recordings, seven
 
 from eval import peers
 from eval.measurement import acceptance
@@ -24,7 +24,10 @@ def speculation(bench: Bench) -> Iterator[Row]:
     name, k = pair.drafter(), pair.settings.k
     target, drafter = pair.reader(), pair.reader(name)
     bench.facts |= {"model": pair.facts(), "reader": target.name, "why": target.why, "k": k}
-    bench.facts["prepare_s"] = prepared(target, 1, k + 1) + prepared(drafter, 1, 2)
+    bench.facts["prepare_s"] = {
+        "target": prepared(target, k + 1, longest(pair)) + prepared(target, 1, longest(pair)),
+        "drafter": prepared_to_write(drafter, k, longest(pair), Sampling()) + prepared(drafter, 1, longest(pair)),
+    }
     yield from in_order(
         bench,
         [
@@ -33,6 +36,7 @@ def speculation(bench: Bench) -> Iterator[Row]:
             ("a round, temperature 1", 0, lambda: iter([rounds(pair, name, Sampling(temperature=1.0))])),
         ],
     )
+    bench.facts |= {"model": pair.facts(), "recordings": {"target": recordings(target), "drafter": recordings(drafter)}}
 
 
 def against_assisted(pair: Pair, name: str) -> Iterator[Row]:
@@ -101,9 +105,7 @@ def modelled(pair: Pair, name: str, base: Timings, arm: Timings, k: int) -> Row:
 
 
 def _rounds_s(written: Generation, k: int, draft_s: float, step_s: float, verify_s: float) -> float:
-    return sum(
-        guesses * draft_s + step_s + (verify_s - step_s) * min(guesses, k) / k for guesses in written.proposed
-    )
+    return sum(guesses * draft_s + step_s + (verify_s - step_s) * min(guesses, k) / k for guesses in written.proposed)
 
 
 def _prefill(reader: Reader, pair: Pair) -> None:

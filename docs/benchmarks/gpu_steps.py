@@ -8,7 +8,7 @@ from functools import partial
 from decoder_contests import batches
 from decoder_pairs import Pair, SkippedError
 from decoder_passes import Laps, Row, longer, one_and_many, pass_of, row, seconds
-from gpu_pairs import Bench, copy_bandwidth, in_order, prepared, seven
+from gpu_pairs import Bench, copy_bandwidth, in_order, longest, prepared, recordings, seven
 
 from eval import peers
 from eval.parity import audit
@@ -37,8 +37,7 @@ def steps(bench: Bench) -> Iterator[Row]:
     bandwidth = copy_bandwidth(bench.device)
     reader = pair.reader()
     bench.facts |= {"model": pair.facts(), "reader": reader.name, "why": reader.why, "copy_bytes_per_s": bandwidth}
-    longest = pair.limits.max_new_tokens + len(pair.prompts[0].ids)
-    bench.facts["prepare_s"] = prepared(reader, 1, 1)
+    bench.facts["prepare_s"] = prepared(reader, 1, longest(pair))
     yield from in_order(
         bench,
         [
@@ -52,8 +51,7 @@ def steps(bench: Bench) -> Iterator[Row]:
             ("verification", 0, lambda: verifications(pair, bench)),
         ],
     )
-    bench.facts |= {"model": pair.facts(), "longest_tokens": longest}
-    bench.facts["graphs"], bench.facts["compile_s"] = (getattr(reader, name, None) for name in ("graphs", "compile_s"))
+    bench.facts |= {"model": pair.facts(), "recordings": recordings(reader)}
 
 
 def floor_s(shape: Shape, dtype: str, bandwidth: float, read: float) -> float:
@@ -152,7 +150,7 @@ def draft_steps(pair: Pair, bandwidth: float) -> Iterator[Row]:
     """A draft step alone / reading its bytes, of each drafter."""
     for name in pair.drafters:
         reader, shape = pair.reader(name), pair.shape(name)
-        compile_s = prepared(reader, 1, 1)
+        compile_s = prepared(reader, 1, longest(pair))
         taken_s = alone_s(reader, 1, pair.settings.passes)
         least_s = floor_s(shape, pair.dtype, bandwidth, 48)
         step_s = sum(taken_s) / len(taken_s)
@@ -174,7 +172,7 @@ def verifications(pair: Pair, bench: Bench) -> Iterator[Row]:
 
 def _verification(pair: Pair, k: int) -> Iterator[Row]:
     reader = pair.reader()
-    compile_s = prepared(reader, 1, k + 1)
+    compile_s = prepared(reader, k + 1, longest(pair))
     ratio, one_s, many_s = longer(*one_and_many(reader, k + 1), pair.settings.passes, str(reader.device))
     what = f"verification of {k + 1} tokens / single step, reader {reader.name}"
     yield row(what, pair.name, ratio, step_ms=1e3 * one_s, verify_ms=1e3 * many_s, compile_s=compile_s)

@@ -23,7 +23,18 @@ def tests(bench: Bench) -> Iterator[Row]:
         raise SkippedError("pytest is not installed")
     report = bench.work / "tests.xml"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}", "tests"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "-m",
+        "gpu",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={report}",
+        "tests",
+    ]
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
     if status == NO_TESTS:
         raise SkippedError("no test is marked gpu")
@@ -40,7 +51,9 @@ def outcomes(report: Path) -> tuple[dict[str, int], list[dict[str, str]]]:
     counts: dict[str, int] = {"passed": 0, "failed": 0, "skipped": 0}
     told: list[dict[str, str]] = []
     for case in ElementTree.parse(report).iter("testcase"):
-        found: Any = next((case.find(kind) for kind in ("failure", "error", "skipped") if case.find(kind) is not None), None)
+        found: Any = next(
+            (case.find(kind) for kind in ("failure", "error", "skipped") if case.find(kind) is not None), None
+        )
         status = "passed" if found is None else "skipped" if found.tag == "skipped" else "failed"
         counts[status] += 1
         if found is not None:
