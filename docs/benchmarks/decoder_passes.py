@@ -16,6 +16,7 @@ from eval.stats import Interval, speedup
 from factory.decoding.compiled import CompiledReader
 from factory.decoding.decoder import speculative
 from factory.decoding.drafters import ModelDrafter
+from factory.decoding.graphed import GraphedReader
 from factory.decoding.reader import Reader
 from factory.decoding.readers import ReaderKind, open_reader, require_target_reader
 from factory.decoding.sampling import Noise, Sampling
@@ -27,6 +28,7 @@ WARM_UP = 3  # passes
 AT = 48  # tokens before a pass that is timed alone
 Row = dict[str, Any]
 Pass = Callable[[], None]
+GREEDY = Sampling()
 
 
 def row(what: str, model: str, ratio: Interval, goal: tuple[str, float] | None = None, **detail: Any) -> Row:
@@ -135,19 +137,19 @@ class Laps:
 def rounds(pair: Pair, drafter: str, sampling: Sampling) -> Row:
     """Seconds of a full round in decoding / k draft steps and a verification, each timed alone.
 
-    A round lasts from the moment it begins to draft to the moment the next one does: drafting,
-    verification, acceptance, rewinding and all Python between; it ends with tokens on the host, so no clock has to wait. Alone, draft steps and verifications are
-    timed in blocks before and after each output, at its middle length.
+    A round lasts from the moment it begins to draft to the moment the next one does: drafting, verification,
+    acceptance, rewinding and all Python between; it ends with tokens on the host, so no clock has to wait. Alone, draft
+    steps and verifications are timed in blocks before and after each output, at its middle length.
     """
     target, small, k = pair.reader(), pair.reader(drafter), pair.settings.k
     quads, parts = [], []
     for prompt in pair.timed * pair.settings.repeats:
         middle = len(prompt.ids) + pair.limits.max_new_tokens // 2
-        blocks = [alone(target, small, k, middle)]
+        blocks = [alone(target, small, k, middle, sampling)]
         laps, noise = Laps(), Noise(pair.settings.seed, [prompt.request], target.device)
         given = ([prompt.ids], k, sampling, pair.limits, noise)
         written = speculative(target, ModelDrafter(small), *given, clock=laps)[0]
-        blocks.append(alone(target, small, k, middle))
+        blocks.append(alone(target, small, k, middle, sampling))
         begun_s = laps.begun_s.get("draft", [])
         lasted = [
             after - before
@@ -174,11 +176,34 @@ def rounds(pair: Pair, drafter: str, sampling: Sampling) -> Row:
     )
 
 
-def alone(target: Reader, drafter: Reader, k: int, before: int) -> tuple[float, float]:
+def alone(target: Reader, drafter: Reader, k: int, before: int, sampling: Sampling = GREEDY) -> tuple[float, float]:
     """Seconds of a draft step and of a verification, each in a block of its own."""
     device = str(target.device)
-    draft_s = block(pass_of(drafter, 1, before), 2 * k, device)
+    draft_s = block(draft_of(drafter, k, before, sampling), 2, device) / k
     return draft_s, block(pass_of(target, k + 1, before), 4, device)
+
+
+def draft_of(reader: Reader, k: int, before: int, sampling: Sampling) -> Pass:
+    """k draft steps behind `before` tokens, taken back: k passes, or one recording of them where the reader has it.
+
+    A recording draws its tokens too, as it does in decoding.
+    """
+    if not isinstance(reader, GraphedReader):
+        one = pass_of(reader, 1, before)
+
+        def passes() -> None:
+            for _ in range(k):
+                one()
+
+        return passes
+    pass_of(reader, 1, before)  # fills the cache
+    numbers = None if sampling.greedy else torch.full((1, k), 0.5, dtype=torch.float64, device=reader.device)
+
+    def once() -> None:
+        reader.write([[5, 5]], k, sampling, numbers, reader.vocabulary)
+        reader.rewind([before])
+
+    return once
 
 
 def block(work: Pass, repeats: int, device: str = "cpu") -> float:

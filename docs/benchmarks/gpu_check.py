@@ -14,6 +14,7 @@ what needs a GPU is skipped by name. Nothing is installed but `.wheels/`, into a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -153,10 +154,8 @@ def run_part(
 
 def _end(process: subprocess.Popen[bytes]) -> int:
     """End the part and what it started: they are a process group of their own."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     return process.wait()
 
 
