@@ -66,7 +66,13 @@ class Running:
     drafter: Drafter
     model: PreTrainedModel | None
     reader: Reader | None = None
-    notes: tuple[str, ...] = ()  # what should be known of its weight format and its reader on this device
+    kernel: str | None = None  # what should be known of its weight format on this device
+
+    @property
+    def notes(self) -> list[str]:
+        """What should be known of how it runs, as far as it has run."""
+        why = reason(self.reader, self.drafter.name) if self.reader is not None else None
+        return [note for note in (self.kernel, why) if note is not None]
 
     @property
     def weight_bytes(self) -> int:
@@ -110,9 +116,8 @@ def start(entry: Entry, vocabulary: int, dtype: torch.dtype, device: str, kind: 
         return Running(PromptLookup(vocabulary=vocabulary, device=device), None)
     name, model = entry.artifact.name, entry.artifact.load_model(dtype, device)
     reader = opened(model, kind)
-    notes = [_note(entry.artifact, model, device), reason(reader, name)]
-    said = tuple(note for note in notes if note is not None)
-    return Running(ModelDrafter(reader, name, vocabulary=vocabulary), model, reader, said)
+    kernel = _note(entry.artifact, model, device)
+    return Running(ModelDrafter(reader, name, vocabulary=vocabulary), model, reader, kernel)
 
 
 def require_vocabulary(field: Sequence[Entry], target: PreTrainedModel) -> None:

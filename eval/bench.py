@@ -21,8 +21,7 @@ from eval.measurement import AUTO, Arm, Block, Cell, Timed
 from eval.parity import PROBES, Audit, Greedy, Reference, audit, in_parts, near_tie_bounds
 from eval.plan import EvalPlan
 from eval.suites import Prompt
-from factory.decoding.compiled import CompiledReader
-from factory.decoding.costs import measure_costs
+from factory.decoding.costs import AT_ONCE, measure_costs
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.pace import EVEN_COSTS, AutoPace, Pace
 from factory.decoding.rejection import Draft
@@ -36,11 +35,16 @@ Bounds = dict[tuple[int, int], float]  # (batch, k; 0 is the target alone) -> ne
 
 
 class Stopwatch:
-    """Decoding's Clock. Seconds by span; waits for the device at both ends of each."""
+    """Decoding's Clock: seconds by span.
+
+    On a GPU a span is measured by the device itself, between events that are queued with its work: waiting at both
+    ends of each span would take from the host what it gains by running ahead.
+    """
 
     def __init__(self, device: str) -> None:
         self._device = device
-        self.seconds: dict[str, float] = defaultdict(float)
+        self._passed_s: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     def now_s(self) -> float:
         """Seconds of a monotonic clock, all queued work done."""
@@ -51,9 +55,26 @@ class Stopwatch:
     @contextmanager
     def span(self, what: str) -> Iterator[None]:
         """Adds what the body took to `seconds[what]`."""
-        begun_s = self.now_s()
-        yield
-        self.seconds[what] += self.now_s() - begun_s
+        if self._device.startswith("cuda"):
+            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begun.record()
+            yield
+            ended.record()
+            self._events.append((what, begun, ended))
+        else:
+            begun_s = time.perf_counter()
+            yield
+            self._passed_s[what] += time.perf_counter() - begun_s
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By span; waits for the device."""
+        if self._events:
+            torch.cuda.synchronize(self._device)
+            for what, begun, ended in self._events:
+                self._passed_s[what] += 1e-3 * begun.elapsed_time(ended)
+            self._events.clear()
+        return self._passed_s
 
 
 class OverlapMeter:
@@ -114,7 +135,7 @@ class Bench:
         batches = full_batches(prompts, block.batch)
         warm = batches[: -(-self.plan.warmup_prompts // block.batch)]
         cells = [Cell(arm, block.suite, block.temperature, block.stage, batch=block.batch) for arm in (Arm(), *arms)]
-        self._compile(block.batch, arms)
+        self._prepare(block, prompts, arms)
         self._paces = {cell.arm: self._pace(cell, batches[0]) for cell in cells if cell.arm.k == AUTO}
         for cell in cells:
             self._warm_up(cell, warm)
@@ -137,14 +158,17 @@ class Bench:
         """The same for every arm, repeat and size of batch."""
         return Noise(self.plan.seed, [prompt.request for prompt in batch], device=self.device)
 
-    def _compile(self, batch: int, arms: Sequence[Arm]) -> None:
-        """Where passes are compiled, all that a batch needs until its last row has ended: not in a timed run."""
-        widest = 1 + max((arm.most for arm in arms), default=0)
-        readers = [(self.reader, widest), *((self.drafting[arm].reader, 2) for arm in arms)]  # a drafter lacks two
-        for reader, width in dict(readers).items():
-            if isinstance(reader, CompiledReader):
-                for rows in range(1, batch + 1):
-                    reader.prepare(rows, width)
+    def _prepare(self, block: Block, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> None:
+        """What passes are compiled or recorded for, all that these prompts need: not in a timed run."""
+        most = max((arm.most for arm in arms), default=0)
+        longest = max(len(prompt.ids) for prompt in prompts)
+        if any(arm.k == AUTO for arm in arms):  # its costs are measured on longer texts
+            longest += AT_ONCE
+        tokens = min(longest + self.plan.max_new_tokens + most + 1, self.reader.context)
+        widths = {1 + k for arm in arms for k in _ks(arm)}
+        self.reader.prepare(block.batch, sorted({1, *widths}), tokens)
+        for arm in arms:
+            self.drafting[arm].drafter.prepare(block.batch, _ks(arm), tokens, self.sampling(block.temperature))
 
     def _pace(self, cell: Cell, batch: Sequence[Prompt]) -> AutoPace:
         """A pace for that cell, its costs measured here; it learns from prompt to prompt, as a server's would."""
@@ -267,6 +291,11 @@ class Bench:
             bounds = near_tie_bounds(self.reader, written, ks if batch == 1 else [0, *ks], batch)
             found.update({(batch, k): bound for k, bound in bounds.items()})
         return found
+
+
+def _ks(arm: Arm) -> Sequence[int]:
+    """Every k that it may ask for."""
+    return [arm.fixed_k] if arm.fixed_k else range(1, arm.most + 1)
 
 
 def _bound(cell: Cell, bounds: Bounds) -> float | None:

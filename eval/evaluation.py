@@ -28,6 +28,7 @@ from eval.trainings import trainings_of
 from factory.artifact import Artifact
 from factory.decoding.costs import AT_ONCE
 from factory.decoding.decoder import Generation
+from factory.decoding.graphed import GraphedReader
 from factory.errors import ModelError
 from factory.models import fingerprint, resolve_device, resolve_dtype
 from factory.progress import Progress
@@ -107,6 +108,9 @@ class _Run:
             count.phase("timing again, on fresh prompts", outputs * (len(again) + 1))
             second = self._measured(bench, again, CONFIRM, plan.batches[:1], parity, bounds)
         notes = [reason(bench.reader, "the target"), *(note for run in bench.running.values() for note in run.notes)]
+        readers = [run.reader for run in bench.running.values()]
+        if bench.sampling(0.0).looks_back and any(isinstance(reader, GraphedReader) for reader in readers):
+            notes.append("Penalties look back, so drafts are recorded step by step, not as a whole.")
         if self.partial.kept:
             notes.append(
                 f"Blocks (a suite at a temperature and a batch) kept of an interrupted run: {self.partial.kept}."

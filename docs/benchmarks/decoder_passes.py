@@ -13,7 +13,6 @@ from decoder_pairs import Pair, SkippedError
 
 from eval.bench import Stopwatch
 from eval.stats import Interval, speedup
-from factory.decoding.compiled import CompiledReader
 from factory.decoding.decoder import speculative
 from factory.decoding.drafters import ModelDrafter
 from factory.decoding.graphed import GraphedReader
@@ -111,9 +110,8 @@ def verification(pair: Pair) -> Iterator[Row]:
         reader = pair.reader() if kind == chosen else open_reader(pair.target, kind)
         if reader.name != kind:
             continue  # fell back to one that is measured anyway
-        compiling = (
-            {"compile_s": seconds(partial(reader.prepare, 1, width))} if isinstance(reader, CompiledReader) else {}
-        )
+        prepare_s = seconds(partial(reader.prepare, 1, [width], 64))
+        compiling = {"compile_s": prepare_s} if kind in ("compiled", "graphed") else {}
         ratio, one_s, many_s = longer(*one_and_many(reader, width), pair.settings.passes, str(reader.device))
         goal = ("<=", 1.3) if kind == chosen else None
         said = " (taken by auto)" if kind == chosen else ""
@@ -229,8 +227,7 @@ def draft_steps(pair: Pair, drafter: str, profile: DeviceProfile, kinds: Sequenc
             continue
         streamed = shape.step_bytes * (0.25 if kind == "packed-int8" else 1.0)
         floor_s = streamed / profile.bandwidth(streamed)
-        if isinstance(reader, CompiledReader):
-            reader.prepare(1, 1)
+        reader.prepare(1, [1], 64)
         work = pass_of(reader, 1)
         for _ in range(WARM_UP):
             work()

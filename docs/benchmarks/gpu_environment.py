@@ -98,7 +98,10 @@ def _plain(what: str, **detail: Any) -> Row:
 
 
 def gptq(bench: Bench) -> Iterator[Row]:
-    """gptqmodel imported, the shipped target's first two layers quantised, read back from disk, run: which kernel, how far off, how long."""
+    """gptqmodel imported, two layers of the shipped target quantised, read back from disk and run.
+
+    Which kernel, how far off, how long.
+    """
     begun_s = time.monotonic()
     library = gptqmodel()
     import_s = time.monotonic() - begun_s

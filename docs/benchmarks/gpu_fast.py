@@ -38,7 +38,7 @@ def gpt_fast(bench: Bench) -> Iterator[Row]:
     pair = seven(bench)
     reader = pair.reader()
     # ours first: importing theirs changes how inductor compiles everything after
-    bench.facts |= {"reader": reader.name, "why": reader.why, "prepare_s": prepared(reader, 1, longest(pair))}
+    bench.facts |= {"reader": reader.name, "why": reader.why, "prepare_s": prepared(reader, [1], longest(pair))}
     match = pair.match(None, 1)
     ours = peers.Ours(peers.OURS, match, reader)
     ours.write(pair.timed[0], SAMPLED)

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from decoder_pairs import (
     random_prompts,
     weaken,
 )
-from decoder_passes import Row
+from decoder_passes import Row, seconds
 from transformers import PreTrainedModel
 
 from eval.bench import Stopwatch
@@ -30,7 +31,6 @@ from factory.decoding.decoder import Limits
 from factory.decoding.graphed import GraphedReader
 from factory.decoding.reader import Reader
 from factory.decoding.readers import ReaderKind, open_reader
-from factory.decoding.sampling import Sampling
 
 SEVEN = "7B shape"
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,23 +149,9 @@ def opened(model: PreTrainedModel, kind: ReaderKind = "auto") -> Reader:
     return reader_of(model) if kind == "auto" else open_reader(model, kind)
 
 
-def prepared(reader: Reader, width: int, tokens: int, rows: int = 1) -> float:
-    """Compile and record passes of that width up to `tokens` in the cache; the seconds of it, 0 where nothing is."""
-    if not isinstance(reader, GraphedReader):
-        return 0.0
-    before_s = reader.compile_s
-    reader.prepare(rows, width, tokens)
-    return reader.compile_s - before_s
-
-
-def prepared_to_write(reader: Reader, k: int, tokens: int, sampling: Sampling) -> float:
-    """The same for drafts of k tokens, which are one recording."""
-    if not isinstance(reader, GraphedReader):
-        return 0.0
-    before_s = reader.compile_s
-    reader.prepare(1, 2, tokens)
-    reader.prepare_writing(1, k, tokens, sampling, reader.vocabulary)
-    return reader.compile_s - before_s
+def prepared(reader: Reader, widths: Sequence[int], tokens: int) -> float:
+    """Have compiled and recorded what passes of those widths need, up to `tokens` in the cache; the seconds of it."""
+    return seconds(partial(reader.prepare, 1, widths, tokens), str(reader.device))
 
 
 def seven(bench: Bench) -> Pair:
@@ -223,8 +209,9 @@ def arrange(target: PreTrainedModel, drafter: PreTrainedModel, keep: int) -> str
         weaken(target, keep, 0.5)
         halvings, found = halvings + 1, agreement(target, drafter)
     return (
-        f"Random weights; what the layers behind the drafter's {keep} add was halved {halvings} times, until both agreed "
-        f"on {found:.0%} of the greedy tokens of random text: acceptance is arranged, only costs and ratios are meant."
+        f"Random weights; what the layers behind the drafter's {keep} add was halved {halvings} times, until both "
+        f"agreed on {found:.0%} of the greedy tokens of random text: acceptance is arranged, only costs and ratios are "
+        "meant."
     )
 
 

@@ -1,19 +1,21 @@
-"""Speculation on the 7B shape: a round against its parts, and against `generate(assistant_model=)`; speedups modelled."""
+"""Speculation on the 7B shape: a round against its parts, against `generate(assistant_model=)`, as modelled."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from decoder_pairs import Pair, SkippedError
 from decoder_passes import Row, alone, block, pass_of, rounds, row
-from gpu_pairs import Bench, in_order, longest, prepared, prepared_to_write, recordings, seven
+from gpu_pairs import Bench, in_order, longest, prepared, recordings, seven
 
 from eval import peers
 from eval.measurement import acceptance
 from eval.peers import Timings
 from eval.stats import Interval
 from factory.decoding.batch import Generation
+from factory.decoding.drafters import ModelDrafter
 from factory.decoding.reader import Reader
 from factory.decoding.sampling import Sampling
 
@@ -25,8 +27,8 @@ def speculation(bench: Bench) -> Iterator[Row]:
     target, drafter = pair.reader(), pair.reader(name)
     bench.facts |= {"model": pair.facts(), "reader": target.name, "why": target.why, "k": k}
     bench.facts["prepare_s"] = {
-        "target": prepared(target, k + 1, longest(pair)) + prepared(target, 1, longest(pair)),
-        "drafter": prepared_to_write(drafter, k, longest(pair), Sampling()) + prepared(drafter, 1, longest(pair)),
+        "target": prepared(target, (1, k + 1), longest(pair)),
+        "drafter": seconds(partial(ModelDrafter(drafter).prepare, 1, [k], longest(pair), Sampling()), bench.device),
     }
     yield from in_order(
         bench,

@@ -37,7 +37,7 @@ def steps(bench: Bench) -> Iterator[Row]:
     bandwidth = copy_bandwidth(bench.device)
     reader = pair.reader()
     bench.facts |= {"model": pair.facts(), "reader": reader.name, "why": reader.why, "copy_bytes_per_s": bandwidth}
-    bench.facts["prepare_s"] = prepared(reader, 1, longest(pair))
+    bench.facts["prepare_s"] = prepared(reader, [1], longest(pair))
     yield from in_order(
         bench,
         [
@@ -150,7 +150,7 @@ def draft_steps(pair: Pair, bandwidth: float) -> Iterator[Row]:
     """A draft step alone / reading its bytes, of each drafter."""
     for name in pair.drafters:
         reader, shape = pair.reader(name), pair.shape(name)
-        compile_s = prepared(reader, 1, longest(pair))
+        compile_s = prepared(reader, [1], longest(pair))
         taken_s = alone_s(reader, 1, pair.settings.passes)
         least_s = floor_s(shape, pair.dtype, bandwidth, 48)
         step_s = sum(taken_s) / len(taken_s)
@@ -172,7 +172,7 @@ def verifications(pair: Pair, bench: Bench) -> Iterator[Row]:
 
 def _verification(pair: Pair, k: int) -> Iterator[Row]:
     reader = pair.reader()
-    compile_s = prepared(reader, k + 1, longest(pair))
+    compile_s = prepared(reader, [k + 1], longest(pair))
     ratio, one_s, many_s = longer(*one_and_many(reader, k + 1), pair.settings.passes, str(reader.device))
     what = f"verification of {k + 1} tokens / single step, reader {reader.name}"
     yield row(what, pair.name, ratio, step_ms=1e3 * one_s, verify_ms=1e3 * many_s, compile_s=compile_s)

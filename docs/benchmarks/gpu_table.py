@@ -120,8 +120,8 @@ def section(name: str, kept: Kept) -> list[str]:
         lines += ["", "| what | model | goal | measured, 95 % interval | | s | beside |", "| --- " * 7 + "|"]
     for row in kept["rows"]:
         lines.append(
-            f"| {row['what']} | {row['model']} | {words_of(row['goal'])} | {figure(row)} | {row['met'] or ''} | {row['seconds']:.0f} "
-            f"| {beside(row)} |"
+            f"| {row['what']} | {row['model']} | {words_of(row['goal'])} | {figure(row)} | {row['met'] or ''} "
+            f"| {row['seconds']:.0f} | {beside(row)} |"
         )
     if kept["facts"].get("tests"):
         lines += ["", ", ".join(f"{count} {status}" for status, count in kept["facts"]["tests"].items()) + "."]

@@ -8,7 +8,7 @@ the number of cached positions is left open, so that a handful of compilations s
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,16 +49,15 @@ class CompiledReader(LeanReader):
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILATIONS)
         self._step: Callable[..., torch.Tensor] = torch.compile(self._pass, fullgraph=True, dynamic=False)
 
-    def prepare(self, rows: int, width: int) -> None:
-        """Compile what a batch of `rows` needs to read up to `width` tokens a row; nothing for a large batch."""
-        if rows > _ROWS:
-            return
-        for tokens in WIDTHS[: 1 + _bucket(width)]:
-            self.start(rows, 64)
-            one = torch.ones(rows, 1, dtype=torch.long, device=self.device)
-            self.feed(one.expand(rows, WIDTHS[-1] + 1))  # a prompt
-            for _ in range(2):  # the second time, sizes that were left open differ
-                self.feed(one.expand(rows, tokens))
+    def prepare(self, rows: int, widths: Sequence[int], tokens: int) -> None:
+        """Compile passes up to the largest of these widths, for each batch up to `rows`; none for a large one."""
+        for size in range(1, rows + 1 if rows <= _ROWS else 1):
+            for width in WIDTHS[: 1 + _bucket(max(widths))]:
+                self.start(size, 64)
+                one = torch.ones(size, 1, dtype=torch.long, device=self.device)
+                self.feed(one.expand(size, WIDTHS[-1] + 1))  # a prompt
+                for _ in range(2):  # the second time, sizes that were left open differ
+                    self.feed(one.expand(size, width))
 
     def feed(self, tokens: torch.Tensor, count: list[int] | None = None) -> torch.Tensor:
         """As every reader; what is fed is padded to the next of WIDTHS."""

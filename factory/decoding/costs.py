@@ -142,6 +142,9 @@ class _Filled:
     def start(self, prompts: list[list[int]], capacity: int, sampler: Sampler) -> None:
         self._drafter.start(prompts, capacity, sampler)
 
+    def prepare(self, rows: int, ks: Sequence[int], tokens: int, sampling: Sampling) -> None:
+        self._drafter.prepare(rows, ks, tokens, sampling)
+
     def propose(self, k: int) -> Draft:
         draft = self._drafter.propose(k)
         if all(length == k for length in draft.length):

@@ -11,7 +11,7 @@ from factory.decoding.graphed import GraphedReader
 from factory.decoding.reader import Reader, right_padded
 from factory.decoding.rejection import Draft, no_draft
 from factory.decoding.sampler import Sampler
-from factory.decoding.sampling import PointMasses, draw
+from factory.decoding.sampling import PointMasses, Sampling, draw
 from factory.decoding.vocabulary import fitted
 
 
@@ -20,6 +20,9 @@ class Drafter(Protocol):
 
     name: str
     vocabulary: int  # ids that it may propose; must be the target's
+
+    def prepare(self, rows: int, ks: Sequence[int], tokens: int, sampling: Sampling) -> None:
+        """Make ahead of use what it needs to propose so many tokens, in texts of a batch that grow to `tokens`."""
 
     def start(self, prompts: list[list[int]], capacity: int, sampler: Sampler) -> None:
         """Begin a batch whose rows reach at most `capacity` tokens. The sampler is the loop's: only ask it."""
@@ -89,6 +92,13 @@ class ModelDrafter:
         q_of_all = torch.stack(drawn_from, dim=1) if drawn_from else None
         return Draft(torch.cat(tokens, dim=1), length, q_of_all)
 
+    def prepare(self, rows: int, ks: Sequence[int], tokens: int, sampling: Sampling) -> None:
+        """Have the reader made ready to propose so many tokens, in texts of a batch that grow to `tokens`."""
+        self._reader.prepare(rows, (1, 2), tokens)
+        if isinstance(self._reader, GraphedReader) and not sampling.looks_back:
+            for k in ks:
+                self._reader.prepare_writing(rows, k, tokens, sampling, self.vocabulary)
+
     def _recorded(self, reader: GraphedReader, guesses: int, length: list[int]) -> Draft:
         """The same by one recording, which begins with the last two tokens of each text."""
         before = self._unread(length, kept=2)
@@ -148,6 +158,9 @@ class PromptLookup:
         self._device = torch.device(device)
         self._text: list[list[int]] = []
         self._after: list[dict[tuple[int, ...], int]] = []  # per row: n-gram -> where its latest continuation begins
+
+    def prepare(self, rows: int, ks: Sequence[int], tokens: int, sampling: Sampling) -> None:
+        """There is nothing to make."""
 
     def start(self, prompts: list[list[int]], capacity: int, sampler: Sampler) -> None:
         """Index the prompts."""

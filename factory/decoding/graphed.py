@@ -118,17 +118,13 @@ class GraphedReader(LeanReader):
         """Whether a pass of so many tokens in each of so many rows is a recorded one."""
         return self._recording and 0 < rows <= ROWS and 0 < width <= WIDTHS[-1]
 
-    def prepare(self, rows: int, width: int, tokens: int) -> None:
-        """Record ahead of use what a batch of `rows` needs to read `width` tokens a row, up to `tokens` in the cache.
-
-        Batches that remain when rows have ended are among it. Whatever is in the cache is lost.
-        """
-        if not self.records(rows, width):
-            return
-        self.start(rows, tokens)
-        for size in self._sizes():
-            for stop in _buckets(tokens + _padded(width)):
-                self._logits(torch.zeros(size, _padded(width), dtype=torch.long), [0] * size, stop)
+    def prepare(self, rows: int, widths: Sequence[int], tokens: int) -> None:
+        """As every reader; it compiles and records."""
+        for width in sorted({_padded(width) for width in widths if self.records(rows, width)}):
+            self.start(rows, tokens)
+            for size in self._sizes():
+                for stop in _buckets(tokens + width):
+                    self._logits(torch.zeros(size, width, dtype=torch.long), [0] * size, width, stop)
 
     def prepare_writing(self, rows: int, k: int, tokens: int, sampling: Sampling, vocabulary: int) -> None:
         """The same for `write`."""
@@ -181,8 +177,7 @@ class GraphedReader(LeanReader):
         lengths = [old + new for old, new in zip(self.lengths, count or [width] * rows, strict=True)]
         if max(lengths) > self.context:
             raise ValueError(f"{max(lengths)} tokens do not fit into a context of {self.context}")
-        stop = self._bucket(max(self.lengths) + _padded(width))
-        logits = self._logits(tokens, self.lengths, stop)[:rows, :width]
+        logits = self._logits(tokens, self.lengths, self._width(rows, width))[:rows, :width]
         self.lengths = lengths
         if isinstance(keep, torch.Tensor):
             return logits[:, keep]
@@ -203,6 +198,7 @@ class GraphedReader(LeanReader):
             self._settle()
         return _stop(needed)
 
+    @torch.inference_mode()
     def _settle(self) -> None:
         """Forget what was recorded on a cache that is no more."""
         if self._generation != self._cache.generation:
@@ -210,11 +206,22 @@ class GraphedReader(LeanReader):
             self._generation = self._cache.generation
             self._number(self._cache.capacity)
 
+    def _width(self, rows: int, width: int) -> int:
+        """Tokens that a pass of `width` is padded to: of the first recording that holds so many, but for single ones.
+
+        So the last verifications of a text, which have fewer guesses, need no recording of their own.
+        """
+        size, longest = self._size(rows), max(self.lengths)
+        wider = (known for known in WIDTHS if known >= width > 1)
+        return next(
+            (known for known in wider if _Read(size, known, _stop(longest + known)) in self._graphs), _padded(width)
+        )
+
     @torch.inference_mode()
-    def _logits(self, tokens: torch.Tensor, lengths: list[int], stop: int) -> torch.Tensor:
-        """Logits behind tokens [B, T] that follow `lengths` cached ones: [B, T, V], or of more rows and tokens."""
+    def _logits(self, tokens: torch.Tensor, lengths: list[int], padded: int, stop: int | None = None) -> torch.Tensor:
+        """Logits behind tokens [B, T] that follow `lengths` cached ones, T padded: [B, T, V], or of more rows."""
         rows, width = tokens.shape
-        size, padded = self._size(rows), _padded(width)
+        size, stop = self._size(rows), stop or self._bucket(max(lengths) + padded)
         if (size, padded) != (rows, width):
             tokens = pad(tokens, (0, padded - width, 0, size - rows))
         where = staged(lengths + [0] * (size - rows), self.device)

@@ -83,6 +83,12 @@ class Reader(ABC):
         self._cache.start(capacity)
         self._number(capacity)
 
+    def prepare(self, rows: int, widths: Sequence[int], tokens: int) -> None:  # noqa: B027 - most make nothing
+        """Make ahead of use what passes of these widths need, until texts of a batch of `rows` have `tokens` each.
+
+        Batches that remain when rows have ended are among it. Whatever is in the cache is lost.
+        """
+
     def feed(self, tokens: torch.Tensor, count: list[int] | None = None) -> torch.Tensor:
         """Logits [B, T, V] after each of these tokens [B, T]; the first count[b] of row b enter its cache.
 

@@ -130,7 +130,7 @@ def distribution(logits: torch.Tensor, sampling: Sampling) -> Distribution:
     if sampling.top_p == 1 and sampling.min_p == 0:
         return weights
     if sampling.top_p < 1:
-        if weights.is_cuda:  # it sorts sooner than it answers, and a recorded graph may not ask
+        if weights.device.type != "cpu":  # it sorts sooner than it answers, and a recorded graph may not ask
             ordered = weights.sort(dim=-1, descending=True).values
         elif largest is not None:
             ordered = weights.gather(-1, largest)
@@ -156,7 +156,7 @@ def _nucleus(weights: torch.Tensor, top_p: float, ordered: torch.Tensor) -> torc
     edge = ordered.gather(-1, count)
     kept = weights >= edge
     excess = kept.sum(dim=-1, keepdim=True) > count + 1
-    if weights.is_cuda or bool(excess.any()):  # several have the edge's probability
+    if weights.device.type != "cpu" or bool(excess.any()):  # several have the edge's probability
         tied = weights == edge
         room = count + 1 - (weights > edge).sum(dim=-1, keepdim=True)
         kept = kept & ~(tied & (tied.cumsum(dim=-1) > room))

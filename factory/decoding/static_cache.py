@@ -43,6 +43,7 @@ class StaticCache(RowCache):
             self._make(max(power_of_two(rows), held[0]), max(power_of_two(capacity), _LEAST, held[2]))
         self.start(capacity)
 
+    @torch.inference_mode()
     def grow(self, capacity: int) -> None:
         """Make room for that many slots per row, keeping what is stored."""
         old_keys, old_values, used = self.keys, self.values, self.capacity
@@ -61,6 +62,7 @@ class StaticCache(RowCache):
                 stored[to, :, :used] = row
         self._rows = len(rows)
 
+    @torch.inference_mode()  # always: a compiled layer is bound to what kind of tensor it gets
     def _make(self, rows: int, slots: int) -> None:
         self.keys, self.values = [], []  # before new ones are asked for
         shape = (rows, self._heads, slots, self._width)
