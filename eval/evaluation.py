@@ -29,6 +29,7 @@ from factory.artifact import Artifact
 from factory.decoding.costs import AT_ONCE
 from factory.decoding.decoder import Generation
 from factory.decoding.graphed import GraphedReader
+from factory.enlarge import enlarged_from
 from factory.errors import ModelError
 from factory.models import fingerprint, resolve_device, resolve_dtype
 from factory.progress import Progress
@@ -108,6 +109,9 @@ class _Run:
             count.phase("timing again, on fresh prompts", outputs * (len(again) + 1))
             second = self._measured(bench, again, CONFIRM, plan.batches[:1], parity, bounds)
         notes = [reason(bench.reader, "the target"), *(note for run in bench.running.values() for note in run.notes)]
+        enlarged = enlarged_from(bench.target.config.to_dict())
+        if enlarged is not None:
+            notes.append(f"The target was {enlarged}.")
         readers = [run.reader for run in bench.running.values()]
         if bench.sampling(0.0).looks_back and any(isinstance(reader, GraphedReader) for reader in readers):
             notes.append("Penalties look back, so drafts are recorded step by step, not as a whole.")
