@@ -11,15 +11,13 @@ from typing import Any
 import torch
 from decoder_pairs import TARGET, its_first_layers
 from decoder_passes import Row, row
-from gpu_pairs import Bench, copy_bandwidth, in_order, product_rate
+from gpu_pairs import Bench, copy_bandwidth, given, in_order, product_rate
 
 from eval.stats import Interval
 from factory import provenance
 from factory.carving import copy_beside
 from factory.data import TextBlocks
-from factory.errors import FactoryError
 from factory.gauge import measured
-from factory.given import Given
 from factory.models import load_model
 from factory.quantized import gptqmodel, kernel_of, load_quantized
 from factory.stages.gptq import Gptq
@@ -79,17 +77,10 @@ def profile(bench: Bench) -> Iterator[Row]:
     )
 
 
-def _given(ids: torch.Tensor, bench: Bench) -> Given:
-    """That text, for a stage that needs nothing else."""
-    rows = len(ids)
-    text = TextBlocks(
-        ids, torch.full((rows,), ids.shape[1]), torch.ones_like(ids, dtype=torch.bool), torch.arange(rows)
-    )
-
-    def no_target() -> Any:
-        raise FactoryError("rounding needs no target")
-
-    return Given(no_target, text, None, 0, bench.work / "checkpoint", lambda *_: None)
+def _rows(ids: torch.Tensor) -> TextBlocks:
+    """Rows of ids [N, T] that are answers from end to end."""
+    count = len(ids)
+    return TextBlocks(ids, torch.full((count,), ids.shape[1]), torch.ones_like(ids).bool(), torch.arange(count))
 
 
 def _plain(what: str, **detail: Any) -> Row:
@@ -114,7 +105,7 @@ def gptq(bench: Bench) -> Iterator[Row]:
     copy_beside(TARGET, raw)
     ids = torch.randint(3, model.config.vocab_size, (48, 64), generator=torch.Generator().manual_seed(0))
     begun_s = time.monotonic()
-    facts = Gptq(kind="gptq", bits=4, group_size=64, samples=32).quantize(raw, made, _given(ids, bench))
+    facts = Gptq(kind="gptq", bits=4, group_size=64, samples=32).quantize(raw, made, given(_rows(ids), bench.work))
     quantise_s = time.monotonic() - begun_s
     bench.facts["stage"] = facts
     begun_s = time.monotonic()

@@ -27,10 +27,14 @@ from decoder_passes import Row, seconds
 from transformers import PreTrainedModel
 
 from eval.bench import Stopwatch
+from factory.data import TextBlocks
 from factory.decoding.decoder import Limits
 from factory.decoding.graphed import GraphedReader
 from factory.decoding.reader import Reader
 from factory.decoding.readers import ReaderKind, open_reader
+from factory.decoding.wiring import why_not
+from factory.errors import FactoryError
+from factory.given import Given
 
 SEVEN = "7B shape"
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,7 +145,9 @@ def first_line(error: BaseException) -> str:
 
 def reader_of(model: PreTrainedModel) -> Reader:
     """The reader that is judged: CUDA graphs, and on a CPU the same passes run one by one. Raises UnsupportedModel."""
-    return open_reader(model, "graphed") if model.device.type == "cuda" else GraphedReader(model)
+    if model.device.type == "cuda" or why_not(model) is not None:
+        return open_reader(model, "graphed")
+    return GraphedReader(model)
 
 
 def opened(model: PreTrainedModel, kind: ReaderKind = "auto") -> Reader:
@@ -213,6 +219,15 @@ def arrange(target: PreTrainedModel, drafter: PreTrainedModel, keep: int) -> str
         f"agreed on {found:.0%} of the greedy tokens of random text: acceptance is arranged, only costs and ratios are "
         "meant."
     )
+
+
+def given(text: TextBlocks, work: Path) -> Given:
+    """That text, for a stage that needs nothing else."""
+
+    def no_target() -> PreTrainedModel:
+        raise FactoryError("rounding needs no target")
+
+    return Given(no_target, text, None, 0, work / "checkpoint", lambda *_: None)
 
 
 def copy_bandwidth(device: str) -> float:
