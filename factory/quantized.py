@@ -118,9 +118,14 @@ def _load_with_gptqmodel(folder: Path, dtype: torch.dtype, device: str) -> PreTr
         return load(str(folder), device=device, dtype=torch.bfloat16, trust_remote_code=False).model
 
 
-def _quantized_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+def is_kernel(module: torch.nn.Module) -> bool:
+    """Whether it multiplies by weights that gptqmodel quantised: [..., in] -> [..., out]."""
     # by what every kernel declares: their buffers go when they pack the weights their own way
-    return [module for module in model.modules() if hasattr(type(module), "SUPPORTS_BITS")]
+    return hasattr(type(module), "SUPPORTS_BITS")
+
+
+def _quantized_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    return [module for module in model.modules() if is_kernel(module)]
 
 
 def gptqmodel() -> ModuleType:

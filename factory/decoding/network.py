@@ -92,6 +92,7 @@ class Network:
     activation: Pointwise
     gated: bool
     parallel: bool  # attention and FFN read the same residual stream (GPT-NeoX)
+    traceable: bool  # by a compiler: every product is an operator of torch, none a module of gptqmodel
 
     def __call__(
         self,

@@ -14,7 +14,7 @@ from factory.decoding.graphed import GraphedReader
 from factory.decoding.lean import LeanReader
 from factory.decoding.products import Now, int8_products, tuned_products, why_no_int8, why_no_packing
 from factory.decoding.reader import Reader
-from factory.decoding.wiring import plain_products, why_not
+from factory.decoding.wiring import plain_products, why_no_tracing, why_not
 from factory.errors import UnsupportedModel
 
 ReaderKind = Literal["auto", "eager", "lean", "packed", "packed-int8", "compiled", "graphed"]
@@ -52,7 +52,7 @@ def open_reader(model: PreTrainedModel, kind: ReaderKind = "auto", now_s: Now = 
     make = plain_products if why else partial(tuned_products, now_s=now_s)
     other = "CUDA graphs are for CUDA devices, not cpu" if kind == "graphed" else None
     if kind == "compiled":
-        other = why_no_compiler()
+        other = why_no_compiler() or why_no_tracing(model)
         if other is None:
             return CompiledReader(model, make)
     plain = LeanReader(model, make)

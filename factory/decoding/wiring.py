@@ -2,7 +2,8 @@
 
 Projections that read the same input become one product. Their weights are laid side by side once,
 and the model's own parameters become views of that: nothing is held twice, and the model still
-computes what it did.
+computes what it did. Quantised projections stay the modules that their kernels are loaded as: each one multiplies
+by itself, and their results are laid side by side.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from transformers.pytorch_utils import Conv1D
 from factory.anatomy import Anatomy, anatomy_of
 from factory.decoding.network import Layer, Network, Pointwise, Product, Rotary
 from factory.errors import UnsupportedModel
+from factory.quantized import is_kernel
 
 Linear = tuple[torch.Tensor, torch.Tensor | None]  # weight [out, in], bias [out]
 # Makes the products of all layers at once, so that it can compare kernels on weights of one shape.
 ProductMaker = Callable[[Sequence[Linear]], Sequence[Product]]
 
 _FULL = "full_attention"
+_KNOWN = (nn.Linear, Conv1D)  # a class derived from one of these may hold its weights in another way (bitsandbytes)
 
 
 def plain_products(linears: Sequence[Linear]) -> list[Product]:
@@ -45,16 +48,21 @@ def why_not(model: PreTrainedModel) -> str | None:
         anatomy = anatomy_of(config.to_dict())
     except UnsupportedModel as error:
         return str(error)
-    if getattr(config, "quantization_config", None) is not None:
-        return "its weights are quantised, and run by the kernels that they were loaded with"
     if not getattr(config, "do_layer_norm_before", True) or getattr(config, "_remove_final_layer_norm", False):
         return "its norms stand after attention and FFN"
     if getattr(config, "add_cross_attention", False):
         return "it has cross-attention"
-    layer = model.get_submodule(f"{anatomy.layers}.0")
-    modules = [layer.get_submodule(path) for path in _projections(anatomy)]
-    other = {type(module).__name__ for module in modules if not isinstance(module, nn.Linear | Conv1D)}
+    layers: Any = model.get_submodule(anatomy.layers)
+    modules = [layer.get_submodule(path) for layer in layers for path in _projections(anatomy)]
+    other = {type(module).__name__ for module in modules if not (type(module) in _KNOWN or is_kernel(module))}
     return f"its projections are of {', '.join(sorted(other))}" if other else None
+
+
+def why_no_tracing(model: PreTrainedModel) -> str | None:
+    """Why no compiler can trace the model's Network; None where one can."""
+    if any(is_kernel(module) for module in model.modules()):
+        return "its quantised weights are multiplied by gptqmodel's kernels, which are not compiled"
+    return None
 
 
 def network_of(model: PreTrainedModel, make: ProductMaker = plain_products) -> Network:
@@ -67,17 +75,16 @@ def network_of(model: PreTrainedModel, make: ProductMaker = plain_products) -> N
     layers: list[nn.Module] = list(model.get_submodule(anatomy.layers))
     kv_heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     heads = int(config.num_attention_heads)
-    linears: list[Linear] = []
+    parts: list[Linear | Product] = []
     for layer in layers:
-        qkv = _joined([layer.get_submodule(path) for path in _queries(anatomy)])
-        if config.model_type == "gpt_neox":
-            qkv = _by_kind(qkv, heads)
-        linears.append(qkv)
-        linears.append(_joined([layer.get_submodule(anatomy.attention_out)]))
-        linears.append(_joined([layer.get_submodule(path) for path in anatomy.ffn]))
-        linears.append(_joined([layer.get_submodule(anatomy.ffn_out)]))
-    linears.append(_joined([model.get_output_embeddings()]))
-    products = iter(make(linears))
+        qkv = _part([layer.get_submodule(path) for path in _queries(anatomy)])
+        parts.append(_by_kind(qkv, heads) if config.model_type == "gpt_neox" else qkv)
+        parts.append(_part([layer.get_submodule(anatomy.attention_out)]))
+        parts.append(_part([layer.get_submodule(path) for path in anatomy.ffn]))
+        parts.append(_part([layer.get_submodule(anatomy.ffn_out)]))
+    parts.append(_part([model.get_output_embeddings()]))
+    made = iter(make([part for part in parts if isinstance(part, tuple)]))
+    products = iter([next(made) if isinstance(part, tuple) else part for part in parts])
     kinds = getattr(config, "layer_types", None) or [_FULL] * len(layers)
     wired = tuple(_layer(layer, anatomy, products, kind) for layer, kind in zip(layers, kinds, strict=True))
     attention: Any = layers[0].get_submodule(anatomy.attention)
@@ -92,11 +99,12 @@ def network_of(model: PreTrainedModel, make: ProductMaker = plain_products) -> N
         head=next(products),
         heads=heads,
         kv_heads=kv_heads,
-        width=linears[1][0].shape[1] // heads,  # what the output projection reads
+        width=_inputs(layers[0].get_submodule(anatomy.attention_out)) // heads,
         scale=float(attention.scaling),
         activation=_activation(getattr(config, "hidden_act", None) or config.activation_function),
         gated=len(anatomy.ffn) == 2,
         parallel=bool(getattr(config, "use_parallel_residual", False)),
+        traceable=why_no_tracing(model) is None,
     )
 
 
@@ -139,6 +147,21 @@ def _layer(layer: nn.Module, anatomy: Anatomy, products: Iterator[Product], kind
     )
 
 
+def _part(modules: Sequence[nn.Module]) -> Linear | Product:
+    """One weight for all of them, or, where one is quantised, their own products side by side."""
+    if not any(is_kernel(module) for module in modules):
+        return _joined(modules)
+    if len(modules) == 1:
+        only: Callable[[torch.Tensor], torch.Tensor] = modules[0]
+        return lambda x, _rows: only(x)
+    return lambda x, _rows: torch.cat([module(x) for module in modules], dim=-1)
+
+
+def _inputs(module: Any) -> int:
+    """Channels that a projection reads."""
+    return int(module.in_features if hasattr(module, "in_features") else module.weight.shape[0])
+
+
 def _joined(modules: Sequence[nn.Module]) -> Linear:
     """One weight [out, in] for all of them; where there are several, their own parameters become views of it."""
     if len(modules) == 1:
@@ -160,8 +183,15 @@ def _joined(modules: Sequence[nn.Module]) -> Linear:
     return weight, joined[1]
 
 
-def _by_kind(qkv: Linear, heads: int) -> Linear:
-    """Rows in the order queries, keys, values of a projection that has those three head by head (GPT-NeoX)."""
+def _by_kind(qkv: Linear | Product, heads: int) -> Linear | Product:
+    """Queries, keys, values in that order, of a projection that has those three head by head (GPT-NeoX)."""
+    if not isinstance(qkv, tuple):
+
+        def product(x: torch.Tensor, rows: int) -> torch.Tensor:
+            found = qkv(x, rows)
+            return found.view(*found.shape[:-1], heads, 3, -1).transpose(-3, -2).reshape(found.shape)
+
+        return product
     weight, bias = qkv
     order = torch.arange(len(weight), device=weight.device).view(heads, 3, -1).transpose(0, 1).reshape(-1)
     return weight[order], None if bias is None else bias[order]

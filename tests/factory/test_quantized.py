@@ -15,11 +15,16 @@ from factory.data import text_blocks
 from factory.decoding.decoder import Limits, autoregressive, speculative
 from factory.decoding.drafters import ModelDrafter
 from factory.decoding.eager import EagerReader
+from factory.decoding.graphed import GraphedReader
+from factory.decoding.lean import LeanReader
+from factory.decoding.reader import Reader
+from factory.decoding.readers import open_reader
 from factory.decoding.sampling import Noise, Sampling
+from factory.decoding.wiring import network_of, why_not
 from factory.errors import ModelError
 from factory.located import read_config
 from factory.models import hidden_states, load_model
-from factory.quantized import is_quantized, kernel_of, loader_of, only_saves_size
+from factory.quantized import is_kernel, is_quantized, kernel_of, loader_of, only_saves_size
 from factory.stages import Gptq
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt")
@@ -77,11 +82,56 @@ def test_a_quantised_drafter_loses_nothing_of_a_float64_target(
     limits, noise = Limits(max_new_tokens=40, eos=frozenset(), context=160), Noise(0, [0, 1, 2])
     expected = autoregressive(EagerReader(target), prompts, GREEDY, limits, noise)
     made = speculative(
-        EagerReader(target), ModelDrafter(EagerReader(drafter)), prompts, 4, GREEDY, limits, Noise(0, [0, 1, 2])
+        EagerReader(target), ModelDrafter(LeanReader(drafter)), prompts, 4, GREEDY, limits, Noise(0, [0, 1, 2])
     )
     assert [one.tokens for one in made] == [one.tokens for one in expected]
     assert sum(sum(one.accepted) for one in made) > 10  # it does draft: chance would be right once in 96 guesses
     assert sum(one.target_passes for one in made) < sum(one.target_passes for one in expected)
+
+
+def script(reader: Reader) -> torch.Tensor:
+    """Logits of a prompt, single tokens, ragged runs, a rewind: [all, V]."""
+    ids = torch.randint(3, 90, (2, 24), generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        reader.start(2, 40)
+        found = [reader.feed(ids[:, :7]), reader.feed(ids[:, 7:8])]
+        ragged = reader.feed(ids[:, 8:13], [2, 5])
+        found += [ragged[0, :2], ragged[1]]
+        reader.rewind([9, 8])
+        found.append(reader.feed(ids[:, 13:17]))
+    return torch.cat([logits.flatten(0, -2) for logits in found])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_own_forward_pass_computes_what_the_modules_do(family: str, quantized: dict[str, Path]) -> None:
+    """Through exact products in place of the kernels first, whose bfloat16 inside turns each rounding into a step."""
+    model = load_model(quantized[family], dtype=torch.float32)
+    assert why_not(model) is None
+    assert not network_of(model).traceable
+    kernels = script(EagerReader(model)), script(LeanReader(model))
+    spread = kernels[0].std(dim=-1, keepdim=True)
+    assert ((kernels[1] - kernels[0]) / spread).abs().max() < 0.2
+    for module in [module for module in model.modules() if is_kernel(module)]:
+        with torch.no_grad():
+            bias = module(torch.zeros(1, module.in_features))
+            weight = module(torch.eye(module.in_features)) - bias
+        module.forward = lambda x, weight=weight, bias=bias: x @ weight + bias
+    exact = script(EagerReader(model)), script(LeanReader(model)), script(GraphedReader(model))
+    torch.testing.assert_close(exact[1], exact[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(exact[2], exact[0], rtol=0, atol=1e-4)
+    assert (exact[0] - kernels[0]).abs().max() < spread.max()  # they do stand for the kernels
+
+
+@pytest.mark.slow
+def test_readers_of_a_quantised_model(quantized: dict[str, Path]) -> None:
+    model = load_model(quantized["llama"], dtype=torch.float32)
+    assert open_reader(model, "lean").why is None
+    auto = open_reader(model)
+    assert (auto.name, auto.why) == ("packed", None)  # the head alone
+    asked = open_reader(model, "compiled")
+    assert asked.name == "packed"
+    assert "gptqmodel's kernels, which are not compiled" in str(asked.why) or "C++ compiler" in str(asked.why)
 
 
 @pytest.mark.slow
