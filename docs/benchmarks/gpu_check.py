@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ from factory.files import write_atomically  # noqa: E402
 
 WHEELS = ROOT / ".wheels"
 SCRATCH = ROOT / "work" / "gpu-check"  # git ignores it
-BUDGET_S = 570.0
+BUDGET_S = {"full": 570.0, "small": 1800.0}  # in all; a CPU takes its time
+SLOWER = 3.0  # what a part at small size may take, in its own limits
 LEAST_S = 10.0  # with less left no part begins
 SHUTDOWN_S = 5.0  # that a part has between its last measurement and its end
 LOG_LINES = 25
@@ -49,11 +50,12 @@ class Part:
 
     name: str
     limit_s: float
+    beside: bool = False  # the next part, which is not timed
 
 
 PARTS = (  # in order of importance
     Part("environment", 75),
-    Part("gptq", 90),
+    Part("gptq", 240, beside=True),  # its kernel is compiled first: minutes, of the processor alone
     Part("tests", 100),
     Part("steps", 180),
     Part("rounds", 100),
@@ -96,67 +98,79 @@ def run(
     told: Callable[[str], None],
     environment: dict[str, str] | None = None,
 ) -> list[Outcome]:
-    """Run the parts one after another; whatever becomes of one, the next begins, until the time is out."""
+    """Run the parts in order; whatever becomes of one, the next begins, until the time is out."""
     begun_s, found = time.monotonic(), []
-    for part in parts:
-        left_s = budget_s - (time.monotonic() - begun_s)
-        if left_s < LEAST_S:
-            outcome = Outcome(part.name, "skipped", 0.0, f"no time left of {budget_s:.0f} s")
-        else:
-            told(f"-- {part.name}, {min(part.limit_s, left_s):.0f} s at most")
-            outcome = run_part(
-                part, command_of, min(part.limit_s, left_s), folder, logs / f"{part.name}.log", environment
-            )
-        found.append(outcome)
-        told(outcome.words)
+    beside: list[Running] = []
+    try:
+        for part in parts:
+            limit_s = min(part.limit_s, budget_s - (time.monotonic() - begun_s))
+            if limit_s < LEAST_S:
+                found.append(Outcome(part.name, "skipped", 0.0, f"no time left of {budget_s:.0f} s"))
+                told(found[-1].words)
+                continue
+            told(f"-- {part.name}, {limit_s:.0f} s at most{', beside the next' if part.beside else ''}")
+            running = Running(part, command_of, limit_s, file_of(part.name, folder), logs, environment)
+            beside.append(running)
+            if part.beside:
+                continue
+            while beside:
+                found.append(beside[-1].outcome())
+                told(found[-1].words)
+                beside.pop()
+        while beside:
+            found.append(beside[-1].outcome())
+            told(found[-1].words)
+            beside.pop()
+    finally:
+        for running in beside:  # Ctrl-C, say
+            running.end()
     return found
 
 
-def run_part(
-    part: Part, command_of: CommandOf, limit_s: float, folder: Path, log: Path, environment: dict[str, str] | None
-) -> Outcome:
-    """One part, ended with all that it started where it takes longer; its JSON says how it went."""
-    path, begun_s, killed = file_of(part.name, folder), time.monotonic(), False
-    path.unlink(missing_ok=True)
-    with log.open("wb") as said:
-        process = subprocess.Popen(
-            command_of(part, max(1.0, limit_s - SHUTDOWN_S)),
-            stderr=said,
-            cwd=ROOT,
-            env=environment,
-            start_new_session=True,
-        )
+class Running:
+    """A part in its process, which is ended with all that it started where it takes longer than it may."""
+
+    def __init__(
+        self,
+        part: Part,
+        command_of: CommandOf,
+        limit_s: float,
+        to: Path,
+        logs: Path,
+        environment: dict[str, str] | None,
+    ) -> None:
+        self._part, self._limit_s, self._to, self._log = part, limit_s, to, logs / f"{part.name}.log"
+        self._begun_s = time.monotonic()
+        to.unlink(missing_ok=True)
+        command = command_of(part, max(1.0, limit_s - SHUTDOWN_S))
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, stderr=log, cwd=ROOT, env=environment, start_new_session=True)
+
+    def outcome(self) -> Outcome:
+        """How it ended, once it has; its JSON says so too."""
+        name = self._part.name
         try:
-            status = process.wait(limit_s)
+            status = self._process.wait(max(0.0, self._limit_s - (time.monotonic() - self._begun_s)))
+            reason = f"ended by {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
         except subprocess.TimeoutExpired:
-            killed = True
-            status = _end(process)
-        except BaseException:
-            _end(process)
-            raise
-    taken_s = time.monotonic() - begun_s
-    kept = _read(path)
-    if killed:
-        reason: str | None = f"took longer than {limit_s:.0f} s"
-    elif status < 0:
-        reason = f"ended by {signal.Signals(-status).name}"
-    elif status > 0 or kept is None:
-        reason = f"exit code {status}: {_last_line(log)}"
-    else:
-        return Outcome(part.name, str(kept["status"]), taken_s, kept["reason"])
-    kept = kept or {"part": part.name, "rows": [], "left_out": [], "facts": {}}
-    if kept["rows"]:
-        reason += f"; {len(kept['rows'])} rows were measured before"
-    kept |= {"status": "failed", "reason": reason, "seconds": taken_s, "log": _last_lines(log)}
-    write_atomically(path, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-    return Outcome(part.name, "failed", taken_s, reason)
+            status, reason = self.end(), f"took longer than {self._limit_s:.0f} s"
+        taken_s, kept = time.monotonic() - self._begun_s, _read(self._to)
+        if status == 0 and kept is not None and kept["status"] != "running":
+            return Outcome(name, str(kept["status"]), taken_s, kept["reason"])
+        if status >= 0:
+            reason += f": {_last_line(self._log)}"
+        kept = kept or {"part": name, "size": "unknown", "rows": [], "left_out": [], "facts": {}}
+        if kept["rows"]:
+            reason += f"; {len(kept['rows'])} rows were measured before"
+        kept |= {"status": "failed", "reason": reason, "seconds": taken_s, "log": _last_lines(self._log)}
+        write_atomically(self._to, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+        return Outcome(name, "failed", taken_s, reason)
 
-
-def _end(process: subprocess.Popen[bytes]) -> int:
-    """End the part and what it started: they are a process group of their own."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    return process.wait()
+    def end(self) -> int:
+        """End it now, and what it started: they are a process group of their own. Returns its status."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        return self._process.wait()
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -208,6 +222,7 @@ def surroundings(site: Path) -> dict[str, str]:
     found = {
         "TORCHINDUCTOR_CACHE_DIR": str(SCRATCH / "inductor"),
         "TRITON_CACHE_DIR": str(SCRATCH / "triton"),
+        "GPTQMODEL_TORCH_EXTENSIONS_DIR": str(SCRATCH / "gptqmodel"),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
@@ -244,7 +259,9 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", choices=("full", "small"), help="full on CUDA, small elsewhere")
     parser.add_argument("--to", type=Path, help="folder of JSON and table; here for a full run, else below work/")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="PART", help=f"of {', '.join(NAMES)}")
-    parser.add_argument("--budget", type=float, default=BUDGET_S, metavar="SECONDS", help="for all parts together")
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS", help=f"for all parts together; {BUDGET_S['full']:.0f} at full size"
+    )
     parser.add_argument(
         "--drafter", nargs="+", type=Path, default=[], help="artifacts of the shipped target; else made here"
     )
@@ -311,8 +328,11 @@ def main(given: Sequence[str] | None = None) -> int:
         command += [one for folder in asked.drafter for one in ("--drafter", str(folder.resolve()))]
         return command + (["--gpt-fast", str(asked.gpt_fast.resolve())] if asked.gpt_fast else [])
 
-    parts = [part for part in PARTS if not asked.only or part.name in asked.only]
-    budget_s = asked.budget - (time.monotonic() - begun_s)
+    slower = 1.0 if size == "full" else SLOWER
+    parts = [
+        replace(part, limit_s=slower * part.limit_s) for part in PARTS if not asked.only or part.name in asked.only
+    ]
+    budget_s = (asked.budget or BUDGET_S[size]) - (time.monotonic() - begun_s)
     found = run(parts, command_of, to, SCRATCH / "logs", budget_s, lambda line: print(line, flush=True), environment)
     shown = table(to)
     write_atomically(to / "cuda.md", shown + "\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from decoder_pairs import TARGET, Pair, SkippedError
@@ -35,11 +36,13 @@ from factory.quantized import is_quantized, kernel_of, load_quantized
 from factory.stages.gptq import Gptq
 
 ALONE = "the target alone"
-KS = {"full": (2, 3, 4, 6, 8), "small": (2, 3)}
-PROMPTS = {"full": (6, 12, 96), "small": (2, 2, 12)}  # to choose k by, fresh, new tokens
+KS = {"full": (2, 3, 4, 6, 8), "small": (2,)}
+PROMPTS = {"full": (6, 12, 96), "small": (2, 2, 8)}  # to choose k by, fresh, new tokens
 CALIBRATION = {"full": (96, 96), "small": (8, 24)}  # rows and new tokens of the text that rounding is calibrated on
 MODEL = "shipped target, enlarged"
-SHAPE = {"full": "7b", "small": "tiny"}
+SHAPE: dict[str, str] = {"full": "7b", "small": "tiny"}
+GROUP: dict[str, Literal[32, 128]] = {"full": 128, "small": 32}  # that divides its widths
+GREEDY = Sampling()
 
 
 @dataclass
@@ -135,7 +138,7 @@ def judged(bench: Bench, pair: Pair, way: Way) -> Iterator[Row]:
 
 
 def contest(
-    pair: Pair, drafter: ModelDrafter, ks: Sequence[int], prompts: Sequence[Prompt], sampling: Sampling = Sampling()
+    pair: Pair, drafter: ModelDrafter, ks: Sequence[int], prompts: Sequence[Prompt], sampling: Sampling = GREEDY
 ) -> dict[str, Timings]:
     """The target alone and with the drafter at each k, interleaved."""
     field = [Ours(ALONE, pair.match(None, 1), pair.reader())]
@@ -156,7 +159,8 @@ def in_four_bits(bench: Bench, pair: Pair, small: PreTrainedModel, drafter: PreT
     drafter.save_pretrained(raw)
     copy_beside(TARGET, raw)
     text = written(bench, opened(small))
-    bench.facts["gptq"] = Gptq(kind="gptq", bits=4, group_size=128, samples=len(text)).quantize(raw, made, given(text, bench.work))
+    stage = Gptq(kind="gptq", bits=4, group_size=GROUP[bench.size], samples=len(text))
+    bench.facts["gptq"] = stage.quantize(raw, made, given(text, bench.work))
     model = load_quantized(made, dtype=getattr(torch, bench.dtype), device=bench.device)
     pair.drafters["int4"] = model
     yield from judged(bench, pair, Way("int4", model, kernel_of(model)))

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 from decoder_pairs import Pair, SkippedError
-from decoder_passes import Row, alone, block, pass_of, rounds, row
+from decoder_passes import Row, alone, block, pass_of, rounds, row, seconds
 from gpu_pairs import Bench, in_order, longest, prepared, recordings, seven
 
 from eval import peers

@@ -40,7 +40,9 @@ def training(bench: Bench) -> Iterator[Row]:
         raise FactoryError(f"factory build ended with exit code {done.returncode}; its words are in the log")
     for made in artifact_folders(folder):
         artifact = Artifact.open(made)
-        bench.facts[artifact.name] = stages = [json.loads(path.read_text()) for path in sorted((made / "stages").iterdir())]
+        bench.facts[artifact.name] = stages = [
+            json.loads(path.read_text()) for path in sorted((made / "stages").iterdir())
+        ]
         for stage in stages:
             if stage["stage"]["kind"] == "distill":
                 yield distilled(artifact.name, stage["facts"], build_s)
