@@ -150,7 +150,8 @@ class _Run:
         kinds = {plan.reader, plan.drafter_reader}
         packed = self._device == "cpu" and dtype in PACKABLE and not kinds <= {"eager", "lean"}
         exact = self._device == "cpu" and shapes[0][1].parameters <= LARGEST_EXACT
-        models = Models(shapes[0][1], [drafter for drafter, _ in shapes], dtype, packed, exact)
+        graphed = self._device.startswith("cuda") and not kinds <= {"eager", "lean"}
+        models = Models(shapes[0][1], [drafter for drafter, _ in shapes], dtype, packed, exact, graphed)
         require_memory(models, self._load(max(plan.batches)), free_bytes(self._device))
 
     def _load(self, batch: int) -> Load:

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 
 from factory.anatomy import BITS
+from factory.decoding.graphed import padded_capacity
+from factory.decoding.static_cache import reserved
 from factory.edit import Shape
 from factory.errors import DataError
 from factory.forecast import served
@@ -49,6 +51,7 @@ class Models:
     dtype: str
     packed: bool = False  # layers and heads lie in memory twice
     exact: bool = False
+    graphed: bool = False  # caches are reserved by powers of two
 
     @property
     def _served(self) -> list[Shape]:
@@ -64,7 +67,10 @@ class Models:
 
     def cache_bytes(self, load: Load) -> float:
         """Keys and values of all models, with room for a round's guesses."""
-        slots = load.batch * (load.tokens + load.k + 1)
+        rows, tokens = load.batch, load.tokens + load.k + 1
+        if self.graphed:
+            rows, tokens = reserved(rows, padded_capacity(tokens))
+        slots = rows * tokens
         return sum(cache_bytes_per_token(shape, self.dtype) for shape in (self.target, *self.drafters)) * slots
 
     def passing_bytes(self, load: Load) -> float:

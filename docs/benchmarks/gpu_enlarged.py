@@ -67,7 +67,7 @@ def enlarged(bench: Bench) -> Iterator[Row]:
     label = enlarged_from(target.config.to_dict())
     pair = pair_of(bench, target, {"bf16": drafter})
     reader = pair.reader()
-    bench.facts |= {"drafter": artifact.name, "reader": reader.name, "why": reader.why}
+    bench.facts |= {"drafter": artifact.name, "model": pair.facts(), "reader": reader.name, "why": reader.why}
     bench.facts["prepare_s"] = prepared(reader, (1, *(k + 1 for k in KS[bench.size])), longest(pair))
     half = "bf16" if bench.cuda else bench.dtype
     items: list[Item] = [
@@ -76,7 +76,7 @@ def enlarged(bench: Bench) -> Iterator[Row]:
     ]
     for made in in_order(bench, items):
         yield {**made, "enlarged": label}
-    bench.facts |= {"model": pair.facts(), "recordings": recordings(reader)}
+    bench.facts["recordings"] = recordings(reader)
 
 
 def drafter_of(bench: Bench) -> Artifact:

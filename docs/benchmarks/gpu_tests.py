@@ -15,27 +15,24 @@ from decoder_passes import Row
 from gpu_pairs import ROOT, Bench
 
 NO_TESTS = 5  # pytest's exit code where none was collected
+PYTEST = (sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests")
 
 
 def tests(bench: Bench) -> Iterator[Row]:
-    """No rows: counts, and every test that failed or was skipped, by name. Raises SkippedError without pytest."""
+    """No rows: counts, and every test that failed or was skipped, by name; without a GPU all are skipped.
+
+    Raises SkippedError without pytest, or without such tests.
+    """
     if find_spec("pytest") is None:
         raise SkippedError("pytest is not installed")
+    if not bench.cuda:
+        names = collected()
+        bench.facts["tests"] = {"passed": 0, "failed": 0, "skipped": len(names)}
+        bench.left_out += [{"what": name, "status": "skipped", "reason": "needs a CUDA device"} for name in names]
+        return
     report = bench.work / "tests.xml"
     report.unlink(missing_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-v",
-        "-m",
-        "gpu",
-        "-p",
-        "no:cacheprovider",
-        f"--junitxml={report}",
-        "tests",
-    ]
-    status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    status = subprocess.run([*PYTEST, "-v", f"--junitxml={report}"], cwd=ROOT, check=False).returncode
     if status == NO_TESTS:
         raise SkippedError("no test is marked gpu")
     counts, told = outcomes(report)
@@ -44,6 +41,15 @@ def tests(bench: Bench) -> Iterator[Row]:
     if status not in (0, 1):
         bench.left_out.append({"what": "pytest", "status": "failed", "reason": f"exit code {status}"})
     yield from ()
+
+
+def collected() -> list[str]:
+    """The names of all tests that need a GPU. Raises SkippedError where there are none or they cannot be read."""
+    done = subprocess.run([*PYTEST, "--collect-only"], cwd=ROOT, capture_output=True, text=True, check=False)
+    names = [line.strip() for line in done.stdout.splitlines() if "::" in line]
+    if done.returncode != 0 or not names:
+        raise SkippedError(f"pytest collected no test that is marked gpu (exit code {done.returncode})")
+    return names
 
 
 def outcomes(report: Path) -> tuple[dict[str, int], list[dict[str, str]]]:

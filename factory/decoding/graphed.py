@@ -13,25 +13,21 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 from torch.utils._triton import has_triton
 from transformers import PreTrainedModel
 
 from factory.decoding.graphs import Function, Graphs, Outputs
 from factory.decoding.lean import LeanReader
-from factory.decoding.network import Layer
-from factory.decoding.reader import SLIDING
-from factory.decoding.sampling import PointMasses, Sampling, distribution, draw
+from factory.decoding.sampling import Sampling
 from factory.decoding.sending import staged
-from factory.decoding.static_cache import RecordedStore, StaticCache, power_of_two
-from factory.decoding.vocabulary import fitted
+from factory.decoding.static_cache import StaticCache, power_of_two
+from factory.decoding.static_pass import StaticPass
 from factory.decoding.wiring import ProductMaker, plain_products, rotary_of
 
 WIDTHS = (1, 2, 5, 9, 17, 33, 65)  # tokens a row that a recorded pass reads; fewer are padded, more are a prompt
 ROWS = 64  # of the largest batch that is recorded
 _BUCKET = 256  # cached slots that a recorded pass reads, at least; then by powers of two
-_RECOMPILATIONS = 256  # of one function: (rows, widths) of all readers of a process
-Turn = tuple[torch.Tensor, torch.Tensor] | None
 
 
 def why_no_fusion(device: torch.device) -> str | None:
@@ -74,9 +70,13 @@ class GraphedReader(LeanReader):
         make: ProductMaker = plain_products,
         *,
         fuse: bool | None = None,
+        kernels: bool = False,
         now_s: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`fuse`: whether layers are compiled; None: where the device is no CPU and they can be."""
+        """`fuse`: whether layers are compiled; None: where the device is no CPU and they can be.
+
+        `kernels`: whether attention is the project's own kernel's.
+        """
         super().__init__(model, make)
         network = self._network
         self._cache: StaticCache = StaticCache(
@@ -88,13 +88,22 @@ class GraphedReader(LeanReader):
         self._started = 1  # rows of the batch that is read, as a power of two
         self._generation = 0  # of the cache that recordings were made on
         self._recording = True
-        self._fused = False
-        self._open, self._step, self._close = self._opened, self._layer, network.logits
+        self._pass = StaticPass(
+            network,
+            self._cache,
+            self._rotary,
+            context=self.context,
+            vocabulary=self.vocabulary,
+            window=self._window,
+            kinds=self._kinds,
+            dtype=model.dtype,
+            kernels=kernels,
+        )
         if fuse is None:
             self.why = why_no_fusion(self.device)
             fuse = self.device.type != "cpu" and self.why is None
         if fuse:
-            self._fuse()
+            self._pass.fuse()
 
     @property
     def graphs(self) -> int:
@@ -110,8 +119,7 @@ class GraphedReader(LeanReader):
         """An empty cache of that many rows; what was reserved for an earlier batch is used again."""
         self.lengths = [0] * rows
         self._started = power_of_two(rows)
-        # padding may lie behind a row's last token, and a draft's last guesses behind the context
-        self._cache.reserve(rows, capacity + WIDTHS[-1])
+        self._cache.reserve(rows, padded_capacity(capacity))
         self._settle()
 
     def records(self, rows: int, width: int) -> bool:
@@ -225,7 +233,7 @@ class GraphedReader(LeanReader):
         if (size, padded) != (rows, width):
             tokens = pad(tokens, (0, padded - width, 0, size - rows))
         where = staged(lengths + [0] * (size - rows), self.device)
-        found = self._run_recorded(_Read(size, padded, stop), partial(self._pass, stop=stop), [tokens, where])
+        found = self._run_recorded(_Read(size, padded, stop), partial(self._pass.read, stop=stop), [tokens, where])
         assert isinstance(found, torch.Tensor)
         return found
 
@@ -249,7 +257,7 @@ class GraphedReader(LeanReader):
         if numbers is not None:
             inputs.append(pad(numbers, (0, 0, 0, missing)) if missing else numbers)
         key = _Write(len(inputs[0]), k, stop, sampling, vocabulary)
-        loop = partial(self._loop, k=k, stop=stop, sampling=sampling, vocabulary=vocabulary)
+        loop = partial(self._pass.write, k=k, stop=stop, sampling=sampling, vocabulary=vocabulary)
         return self._run_recorded(key, loop, inputs)
 
     def _run_recorded(self, key: Hashable, function: Function, inputs: Sequence[torch.Tensor]) -> Outputs:
@@ -266,105 +274,21 @@ class GraphedReader(LeanReader):
     def _simplify(self, error: Exception) -> None:
         """Do without what failed, and say so."""
         what = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}"
-        if self._fused:
+        if self._pass.fused:
             self.why = f"layers are recorded as they are, not fused: compiling them failed ({what})"
-            self._fused = False
-            self._open, self._step, self._close = self._opened, self._layer, self._network.logits
+            self._pass.unfuse()
+        elif self._pass.kernels:
+            self.why = f"attention is torch's, not the project's kernel: recording it failed ({what})"
+            self._pass.kernels = False
         else:
             self.why = f"passes are not recorded: that failed ({what})"
             self._recording = False
         self._graphs.clear()
 
-    def _fuse(self) -> None:
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILATIONS)
-        fused = partial(torch.compile, fullgraph=True, dynamic=False)
-        self._open, self._step, self._close = fused(self._opened), fused(self._layer), fused(self._network.logits)
-        self._fused = True
 
-    def _loop(
-        self,
-        fed: torch.Tensor,
-        lengths: torch.Tensor,
-        numbers: torch.Tensor | None = None,
-        *,
-        k: int,
-        stop: int,
-        sampling: Sampling,
-        vocabulary: int,
-    ) -> Outputs:
-        """The whole draft, fed [B, 2], lengths [B], numbers [B, k] -> tokens [B, k] and, unless greedy, q [B, k, V]."""
-        if vocabulary > self.vocabulary:  # an id that the drafter has no row for is read as its last one
-            fed = fed.clamp(max=self.vocabulary - 1)
-        tokens: list[torch.Tensor] = []
-        drawn_from: list[torch.Tensor] = []
-        for guess in range(k):
-            if guess:
-                logits = self._pass(tokens[-1], lengths + (1 + guess), stop=stop, keep=1)
-            else:
-                logits = self._pass(fed, lengths, stop=stop, keep=1)
-            q = distribution(fitted(logits[:, 0], vocabulary), sampling)
-            tokens.append(draw(q, None if numbers is None else numbers[:, guess : guess + 1]).unsqueeze(1))
-            if not isinstance(q, PointMasses):
-                drawn_from.append(q)
-        drafted = torch.cat(tokens, dim=1)
-        return (drafted, torch.stack(drawn_from, dim=1)) if drawn_from else drafted
-
-    def _pass(self, tokens: torch.Tensor, lengths: torch.Tensor, *, stop: int, keep: int = 0) -> torch.Tensor:
-        """Logits [B, kept, V] of tokens [B, T] behind `lengths` [B] cached ones, reading `stop` slots of the cache."""
-        rows, cache = len(tokens), self._cache
-        x, slots, turn, masks = self._open(tokens, lengths, self._open_ended(self._slots[:stop], 0))
-        delta = torch.zeros_like(x)
-        for index, layer in enumerate(self._network.layers):
-            mask = self._open_ended(masks[layer.kind if layer.kind in masks else ""], 3)
-            keys = self._open_ended(cache.keys[index][:rows], 2)
-            values = self._open_ended(cache.values[index][:rows], 2)
-            x, delta = self._step(layer, x, delta, turn, mask, slots, keys, values)
-        return self._close(x, delta, keep)
-
-    def _open_ended(self, tensor: torch.Tensor, axis: int) -> torch.Tensor:
-        """The tensor, to whose length along that axis a compiled layer is not to be bound."""
-        if self._fused:
-            torch._dynamo.mark_dynamic(tensor, axis)
-        return tensor
-
-    def _opened(
-        self, tokens: torch.Tensor, lengths: torch.Tensor, read: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, Turn, dict[str, torch.Tensor]]:
-        """What all layers share: x, slots [B, T], rotation, and masks by kind, [B, 1, T * groups, S]."""
-        network, width = self._network, tokens.shape[1]
-        slots = lengths.unsqueeze(1) + torch.arange(width, device=tokens.device)
-        positions = slots.clamp(max=self.context - 1)  # padding may lie behind the context
-        # the heads that share keys stand as so many queries of them
-        queries = slots.repeat_interleave(network.heads // network.kv_heads, dim=1).unsqueeze(2).unsqueeze(1)
-        seen = read <= queries  # [B, 1, T * groups, S]
-        near = seen if self._window is None else seen & (read > queries - self._window)
-        masks = {kind: self._attended(near if kind == SLIDING else seen) for kind in self._kinds}
-        turn = None if self._rotary is None else self._rotary.at(positions)
-        return network.embedded(tokens, positions), slots, turn, masks or {"": self._attended(near)}
-
-    def _layer(
-        self,
-        layer: Layer,
-        x: torch.Tensor,
-        delta: torch.Tensor,
-        turn: Turn,
-        mask: torch.Tensor,
-        slots: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        store = RecordedStore(keys, values, slots, mask.shape[3])
-        return self._network.step(layer, x, delta, self._rotary, turn, store, 0, partial(self._folded, mask=mask))
-
-    def _folded(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
-        """Attention of queries [B, T, heads, width] to [B, kv_heads, S, width]: [B, T, heads * width]."""
-        rows, width, heads, size = queries.shape
-        groups = heads // self._network.kv_heads
-        folded = queries.view(rows, width, -1, groups, size).transpose(1, 2).reshape(rows, -1, width * groups, size)
-        found = scaled_dot_product_attention(folded, keys, values, mask, scale=self._network.scale)
-        return found.view(rows, -1, width, groups, size).transpose(1, 2).reshape(rows, width, heads * size)
+def padded_capacity(tokens: int) -> int:
+    """Slots that a text of so many tokens needs: padding may lie behind its last, and a draft behind the context."""
+    return tokens + WIDTHS[-1]
 
 
 def _padded(width: int) -> int:

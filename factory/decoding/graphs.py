@@ -49,6 +49,7 @@ class Graphs:
     def clear(self) -> None:
         """Forget all: what they read or wrote has moved."""
         self._recordings.clear()
+        self._pool = None  # torch gives a pool back with its last graph
 
     def run(self, key: Hashable, function: Function, inputs: Sequence[torch.Tensor]) -> Outputs:
         """What `function` makes of these inputs. Outputs are written over by the next run of the same key.
@@ -75,6 +76,7 @@ class Graphs:
         with torch.cuda.device(self._device):
             if self._stream is None:
                 self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):

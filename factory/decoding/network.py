@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
+from functools import cached_property, partial
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,37 @@ Pointwise = Callable[[torch.Tensor], torch.Tensor]
 Mask = torch.Tensor | dict[str, torch.Tensor] | None
 # queries [B, T, heads, width], keys and values [B, kv_heads, S, width] -> [B, T, heads * width]
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class JoiningProduct(Protocol):
+    """A product that can take in what stands around it, as one kernel: a norm before, a residual or a gate behind."""
+
+    joins: bool  # True
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        rows: int,
+        *,
+        norm: torch.Tensor | None = None,
+        eps: float = 0.0,
+        residual: torch.Tensor | None = None,
+        gated: bool = False,
+    ) -> torch.Tensor:
+        """x [B, T, in] -> [B, T, out], or half of that: silu(gate) * up of a joined projection."""
+
+
+@dataclass(frozen=True, slots=True)
+class RootMeanSquare:
+    """x over its root mean square, weighted (arXiv 1910.07467); in float32 as transformers has it for every dtype."""
+
+    weight: torch.Tensor
+    eps: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., D] -> the same."""
+        wide = x.float()
+        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(self.weight.dtype)
 
 
 class Store(Protocol):
@@ -49,6 +80,15 @@ class Layer:
     ffn: Product  # -> [B, T, F], or [B, T, 2 F] where gated: gate, up
     ffn_out: Product
     kind: str  # of attention, where masks differ by kind
+
+    @property
+    def joins(self) -> bool:
+        """Whether its products take in its norms, its residuals and its gate."""
+        products = (self.qkv, self.attention_out, self.ffn, self.ffn_out)
+        norms = (self.attention_norm, self.ffn_norm)
+        return all(getattr(one, "joins", False) for one in products) and all(
+            isinstance(one, RootMeanSquare) for one in norms
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +133,12 @@ class Network:
     gated: bool
     parallel: bool  # attention and FFN read the same residual stream (GPT-NeoX)
     traceable: bool  # by a compiler: every product is an operator of torch, none a module of gptqmodel
+
+    @cached_property
+    def joined(self) -> bool:
+        """Whether layers run by products that take in their norms, residuals and gates."""
+        gate = self.gated and self.activation is F.silu
+        return gate and not self.parallel and all(layer.joins for layer in self.layers)
 
     def __call__(
         self,
@@ -142,7 +188,7 @@ class Network:
         cache: Store,
         index: int,
         attend: Attend,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One layer on the residual stream x + delta, [B, T, D] each; returns the stream and what is to be added to it.
 
         The sum is left to whoever reads it next: where layers are compiled one by one, it then is one kernel with the
@@ -152,6 +198,8 @@ class Network:
         count = rows * width
         if delta is not None:
             x = x + delta
+        if self.joined:
+            return self._joined_step(layer, x, rotary, turn, cache, index, attend), None
         qkv = layer.qkv(layer.attention_norm(x), count)
         queries, keys, values = self._turned(layer, qkv.view(rows, width, -1, self.width), rotary, turn)
         attended = layer.attention_out(
@@ -166,6 +214,30 @@ class Network:
         else:
             hidden = self.activation(hidden)
         return x, layer.ffn_out(hidden, count)
+
+    def _joined_step(
+        self,
+        layer: Layer,
+        x: torch.Tensor,
+        rotary: Rotary | None,
+        turn: tuple[torch.Tensor, torch.Tensor] | None,
+        cache: Store,
+        index: int,
+        attend: Attend,
+    ) -> torch.Tensor:
+        """The same, [B, T, D] -> [B, T, D], by products that take in what stands around them."""
+        rows, width = x.shape[:2]
+        count = rows * width
+        qkv, out, ffn, ffn_out = (
+            cast(JoiningProduct, one) for one in (layer.qkv, layer.attention_out, layer.ffn, layer.ffn_out)
+        )
+        before, behind = cast(RootMeanSquare, layer.attention_norm), cast(RootMeanSquare, layer.ffn_norm)
+        projected = qkv(x, count, norm=before.weight, eps=before.eps)
+        queries, keys, values = self._turned(layer, projected.view(rows, width, -1, self.width), rotary, turn)
+        attended = attend(queries, *cache.update(keys.transpose(1, 2), values.transpose(1, 2), index))
+        x = out(attended, count, residual=x)
+        hidden = ffn(x, count, norm=behind.weight, eps=behind.eps, gated=True)
+        return ffn_out(hidden, count, residual=x)
 
     def _turned(
         self,

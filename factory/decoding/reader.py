@@ -21,6 +21,12 @@ def right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[t
     return sent(padded, device).view(len(rows), width), count
 
 
+def added_to_scores(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A bool mask as what is added to attention's scores: 0 for what is seen, else the least number of that dtype."""
+    bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return bias.masked_fill_(~seen, torch.finfo(dtype).min)
+
+
 class Reader(ABC):
     """A model and its cache, over a batch whose rows have their own lengths.
 
@@ -161,10 +167,7 @@ class Reader(ABC):
 
     def _attended(self, seen: torch.Tensor) -> torch.Tensor:
         """A mask in the form that the model's attention takes: bool, or what is added to the scores."""
-        if self._mask_dtype is None:
-            return seen
-        bias = torch.zeros(seen.shape, dtype=self._mask_dtype, device=self.device)
-        return bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)
+        return seen if self._mask_dtype is None else added_to_scores(seen, self._mask_dtype)
 
     def _number(self, capacity: int) -> None:
         self._slots = torch.arange(capacity, device=self.device)

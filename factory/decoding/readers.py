@@ -14,6 +14,7 @@ from factory.decoding.graphed import GraphedReader
 from factory.decoding.lean import LeanReader
 from factory.decoding.products import Now, int8_products, tuned_products, why_no_int8, why_no_packing
 from factory.decoding.reader import Reader
+from factory.decoding.tuned import tuned_cuda_products, why_no_kernels
 from factory.decoding.wiring import plain_products, why_no_tracing, why_not
 from factory.errors import UnsupportedModel
 
@@ -39,7 +40,7 @@ def open_reader(model: PreTrainedModel, kind: ReaderKind = "auto", now_s: Now = 
     if kind == "lean":
         return LeanReader(model)
     if device == "cuda":
-        graphed = GraphedReader(model, now_s=now_s)
+        graphed = _graphed(model, now_s)
         return (
             graphed if kind in ("auto", "graphed") else _because(graphed, f"{kind} is for CPUs, not cuda", graphed.why)
         )
@@ -57,6 +58,14 @@ def open_reader(model: PreTrainedModel, kind: ReaderKind = "auto", now_s: Now = 
             return CompiledReader(model, make)
     plain = LeanReader(model, make)
     return _because(plain if make is plain_products else _named(plain, "packed"), other, why)
+
+
+def _graphed(model: PreTrainedModel, now_s: Now) -> Reader:
+    """With the project's own kernels where they run, for products where they are faster."""
+    why = why_no_kernels(model.device, model.dtype)
+    make = plain_products if why else partial(tuned_cuda_products, now_s=now_s)
+    reader = GraphedReader(model, make, kernels=why is None, now_s=now_s)
+    return _because(reader, why, reader.why)
 
 
 def require_target_reader(kind: ReaderKind) -> None:

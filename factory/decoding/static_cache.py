@@ -40,7 +40,8 @@ class StaticCache(RowCache):
         self._rows = rows
         held = self.keys[0].shape if self.keys else (0, 0, 0, 0)
         if rows > held[0] or capacity > held[2]:
-            self._make(max(power_of_two(rows), held[0]), max(power_of_two(capacity), _LEAST, held[2]))
+            size, slots = reserved(rows, capacity)
+            self._make(max(size, held[0]), max(slots, held[2]))
         self.start(capacity)
 
     @torch.inference_mode()
@@ -98,6 +99,11 @@ class RecordedStore:
         keys.transpose(1, 2)[rows, self._slots] = key_states.transpose(1, 2)
         values.transpose(1, 2)[rows, self._slots] = value_states.transpose(1, 2)
         return keys[:, :, : self._stop], values[:, :, : self._stop]
+
+
+def reserved(rows: int, capacity: int) -> tuple[int, int]:
+    """Rows and slots that such a batch's storage has."""
+    return power_of_two(rows), max(power_of_two(capacity), _LEAST)
 
 
 def power_of_two(number: int) -> int:

@@ -20,7 +20,7 @@ from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from factory.anatomy import Anatomy, anatomy_of
-from factory.decoding.network import Layer, Network, Pointwise, Product, Rotary
+from factory.decoding.network import Layer, Network, Pointwise, Product, RootMeanSquare, Rotary
 from factory.errors import UnsupportedModel
 from factory.quantized import is_kernel
 
@@ -203,20 +203,14 @@ def _norm(module: Any) -> Pointwise:
         shape, weight, bias, eps = module.normalized_shape, module.weight, module.bias, module.eps
         return lambda x: F.layer_norm(x, shape, weight, bias, eps)
     weight, eps = module.weight, float(module.variance_epsilon)
-    if weight.dtype != torch.float32:
-        return lambda x: weight * _unit(x, eps).to(weight.dtype)
+    if weight.dtype != torch.float32 or weight.device.type != "cpu":
+        return RootMeanSquare(weight, eps)
     # x w / sqrt(|x|^2 / D + eps) in four operations: half the time of torch's own on a CPU at few rows
     channels = weight.numel()
     scaled = weight * math.sqrt(channels)
     floor = torch.tensor(math.sqrt(channels * eps), dtype=weight.dtype, device=weight.device)
     norm, hypot = torch.linalg.vector_norm, torch.hypot
     return lambda x: (x * scaled).div_(hypot(norm(x, 2, -1, True), floor))
-
-
-def _unit(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """x over its root mean square, in float32 as transformers computes it for every dtype, float64 among them."""
-    x = x.float()
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 
 
 def _activation(name: str) -> Pointwise:
