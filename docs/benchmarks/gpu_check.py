@@ -36,6 +36,7 @@ from gpu_table import PREFIX, table  # noqa: E402
 from factory.files import write_atomically  # noqa: E402
 
 WHEELS = ROOT / ".wheels"
+WHEELS_FOR = (3, 12)
 SCRATCH = ROOT / "work" / "gpu-check"  # git ignores it
 BUDGET_S = {"full": 570.0, "small": 1800.0}  # in all; a CPU takes its time
 SLOWER = 3.0  # what a part at small size may take, in its own limits
@@ -62,6 +63,7 @@ PARTS = (  # in order of importance
     Part("training", 120),
     Part("enlarged", 120),
     Part("gpt-fast", 110),
+    Part("products", 100),
     Part("placement", 90),
 )
 NAMES = [part.name for part in PARTS]
@@ -192,12 +194,12 @@ def _last_line(log: Path) -> str:
 def install(wheels: Path, site: Path) -> str | None:
     """Unpack the wheels into a folder for PYTHONPATH; no network, nothing of the machine's own changed.
 
-    Returns what is wrong, in words; None where there are no wheels either.
+    Returns what is wrong, in words; None too where there are no wheels, or this is not the Python that they are for.
     """
-    files = sorted(wheels.glob("*.whl"))
-    if not files:
-        return None
     shutil.rmtree(site, ignore_errors=True)
+    files = sorted(wheels.glob("*.whl"))
+    if not files or sys.version_info[:2] != WHEELS_FOR:
+        return None
     command = [
         sys.executable,
         "-m",

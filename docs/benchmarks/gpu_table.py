@@ -65,7 +65,7 @@ GOALS = (
 def collected(folder: Path) -> dict[str, Kept]:
     """Every part's JSON there, by its part."""
     found = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{PREFIX}*.json")))
-    return {kept["part"]: kept for kept in found}
+    return {kept["part"]: kept for kept in found if "part" in kept}
 
 
 def table(folder: Path) -> str:
