@@ -15,6 +15,7 @@ from decoder_pairs import TARGET, Pair, SkippedError
 from decoder_passes import Row, row
 from gpu_pairs import Bench, Item, given, in_order, longest, opened, prepared, recordings
 from gpu_rounds import modelled
+from gpu_text import written
 from gpu_training import made_in
 from transformers import PreTrainedModel
 
@@ -25,11 +26,9 @@ from eval.peers import Ours, Timings
 from eval.suites import Prompt, load_suite, prompt_sets
 from factory.artifact import Artifact, artifact_folders
 from factory.carving import copy_beside
-from factory.data import TextBlocks
-from factory.decoding.decoder import Generation, Limits, autoregressive
+from factory.decoding.decoder import Limits
 from factory.decoding.drafters import ModelDrafter
-from factory.decoding.reader import Reader, right_padded
-from factory.decoding.sampling import Noise, Sampling
+from factory.decoding.sampling import Sampling
 from factory.enlarge import enlarge, enlarged_from, named_sizes, sizes_alike, sizes_of
 from factory.models import context_length, eos_token_ids, load_tokenizer
 from factory.quantized import is_quantized, kernel_of, load_quantized
@@ -38,7 +37,6 @@ from factory.stages.gptq import Gptq
 ALONE = "the target alone"
 KS = {"full": (2, 3, 4, 6, 8), "small": (2,)}
 PROMPTS = {"full": (6, 12, 96), "small": (2, 2, 8)}  # to choose k by, fresh, new tokens
-CALIBRATION = {"full": (96, 96), "small": (8, 24)}  # rows and new tokens of the text that rounding is calibrated on
 MODEL = "shipped target, enlarged"
 SHAPE: dict[str, str] = {"full": "7b", "small": "tiny"}
 GROUP: dict[str, Literal[32, 128]] = {"full": 128, "small": 32}  # that divides its widths
@@ -164,24 +162,3 @@ def in_four_bits(bench: Bench, pair: Pair, small: PreTrainedModel, drafter: PreT
     model = load_quantized(made, dtype=getattr(torch, bench.dtype), device=bench.device)
     pair.drafters["int4"] = model
     yield from judged(bench, pair, Way("int4", model, kernel_of(model)))
-
-
-def written(bench: Bench, reader: Reader) -> TextBlocks:
-    """Text that the small target writes to the demo's prompts, in one batch."""
-    rows, new_tokens = CALIBRATION[bench.size]
-    tokenizer = load_tokenizer(TARGET)
-    texts = load_suite("code").prompts
-    prompts = [tokenizer(texts[-1 - row % len(texts)])["input_ids"][:64] for row in range(rows)]
-    limits = Limits(new_tokens, frozenset(), reader.context)
-    noise = Noise(0, range(rows), reader.device)
-    outputs = autoregressive(reader, prompts, Sampling(temperature=1.0), limits, noise)
-    return blocks(outputs)
-
-
-def blocks(outputs: Sequence[Generation]) -> TextBlocks:
-    """As a stage reads them: prompt, then answer."""
-    ids, length = right_padded([[*one.prompt, *one.tokens] for one in outputs], torch.device("cpu"))
-    place = torch.arange(ids.shape[1])[None]
-    begins = torch.tensor([[len(one.prompt)] for one in outputs])
-    answer = (place >= begins) & (place < torch.tensor(length)[:, None])
-    return TextBlocks(ids, torch.tensor(length), answer, torch.arange(len(outputs)))

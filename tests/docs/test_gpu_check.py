@@ -240,7 +240,7 @@ def test_modelled_rounds_are_guesses_and_a_verification_each(module: Any) -> Non
 
 def test_text_for_calibration_has_its_answers_marked(module: Any) -> None:
     generation = module("factory.decoding.batch").Generation
-    text = module("gpu_enlarged").blocks([generation([5, 6], [7, 8, 9]), generation([5], [7])])
+    text = module("gpu_text").blocks([generation([5, 6], [7, 8, 9]), generation([5], [7])])
     assert text.ids.tolist() == [[5, 6, 7, 8, 9], [5, 7, 0, 0, 0]] and text.length.tolist() == [5, 2]
     assert text.answer.tolist() == [[False, False, True, True, True], [False, True, False, False, False]]
 
