@@ -110,14 +110,24 @@ def entries(artifacts: Sequence[Artifact], plan: EvalPlan) -> list[Entry]:
     return [Entry(None, plan.lookup_ks, plan.auto_k), *drafters]
 
 
-def start(entry: Entry, vocabulary: int, dtype: torch.dtype, device: str, kind: ReaderKind = "auto") -> Running:
-    """Load what the entry drafts with, and read it by that kind of reader. Raises ModelError, UnsupportedModel."""
+def start(
+    entry: Entry,
+    vocabulary: int,
+    dtype: torch.dtype,
+    device: str,
+    kind: ReaderKind = "auto",
+    drafts_to: torch.device | None = None,
+) -> Running:
+    """Load what the entry drafts with, and read it by that kind of reader. Raises ModelError, UnsupportedModel.
+
+    `drafts_to`: the target's device, where the drafter lies on another.
+    """
     if entry.artifact is None:
-        return Running(PromptLookup(vocabulary=vocabulary, device=device), None)
+        return Running(PromptLookup(vocabulary=vocabulary, device=drafts_to or device), None)
     name, model = entry.artifact.name, entry.artifact.load_model(dtype, device)
     reader = opened(model, kind)
     kernel = _note(entry.artifact, model, device)
-    return Running(ModelDrafter(reader, name, vocabulary=vocabulary), model, reader, kernel)
+    return Running(ModelDrafter(reader, name, vocabulary=vocabulary, device=drafts_to), model, reader, kernel)
 
 
 def require_vocabulary(field: Sequence[Entry], target: PreTrainedModel) -> None:

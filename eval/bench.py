@@ -17,16 +17,20 @@ import torch
 from transformers import PreTrainedModel
 
 from eval.arms import Entry, Running, opened, require_vocabulary, start
-from eval.measurement import AUTO, Arm, Block, Cell, Timed
+from eval.measurement import AUTO, Arm, Block, Cell, Timed, merged
+from eval.memory import Load, memory_errors
 from eval.parity import PROBES, Audit, Greedy, Reference, audit, in_parts, near_tie_bounds
 from eval.plan import EvalPlan
 from eval.suites import Prompt
 from factory.decoding.costs import AT_ONCE, measure_costs
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
+from factory.decoding.leading import LeadingReader
 from factory.decoding.pace import EVEN_COSTS, AutoPace, Pace
 from factory.decoding.rejection import Draft
 from factory.decoding.sampling import Noise, Sampling
-from factory.models import eos_token_ids
+from factory.models import eos_token_ids, fingerprint
+from factory.placement import cuda_devices, layer_devices
+from factory.processes import ALONE, Processes
 
 # What a plan and a Sampling call the same.
 PROCESSORS = tuple(known.name for known in fields(Sampling) if known.name != "temperature")
@@ -38,7 +42,8 @@ class Stopwatch:
     """Decoding's Clock: seconds by span.
 
     On a GPU a span is measured by the device itself, between events that are queued with its work: waiting at both
-    ends of each span would take from the host what it gains by running ahead.
+    ends of each span would take from the host what it gains by running ahead. What other devices do in a span comes
+    back to this one before its end, so this one waits for them.
     """
 
     def __init__(self, device: str) -> None:
@@ -57,9 +62,10 @@ class Stopwatch:
         """Adds what the body took to `seconds[what]`."""
         if self._device.startswith("cuda"):
             begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            begun.record()
+            stream = torch.cuda.current_stream(self._device)  # of that device, which need not be the current one
+            begun.record(stream)
             yield
-            ended.record()
+            ended.record(stream)
             self._events.append((what, begun, ended))
         else:
             begun_s = time.perf_counter()
@@ -105,33 +111,70 @@ class OverlapMeter:
 
 
 class Bench:
-    """The target and everything that drafts for it, on one device, in one dtype."""
+    """The target and everything that drafts for it, in one dtype; of several launched processes each has its own.
+
+    The first then decides what is done, and the others do as `follow` is told: of a block's batches each times every
+    world-th. Where the processes hold one target together, the first has the only bench.
+    """
 
     def __init__(
         self,
         field: Sequence[Entry],
         plan: EvalPlan,
         target: PreTrainedModel,
-        device: str,
         context: int,
         told: Callable[[], None],
+        together: Processes = ALONE,
     ) -> None:
         """`context`: the shortest among target and drafters. `told` is called after every timed output.
 
         Raises ModelError, UnsupportedModel.
         """
         require_vocabulary(field, target)
-        self.plan, self.device, self.target = plan, device, target
+        self.plan, self.target, self.together = plan, target, together
+        self.weights = fingerprint(target)  # as they were when it was loaded
         self.reader = opened(target, plan.reader)
+        drafts_on = str(self.reader.device) if plan.drafter_device == "auto" else plan.drafter_device
+        if plan.tensor_parallel:
+            self.reader = LeadingReader(self.reader, target, together.told)
+        self._sharing = ALONE if plan.tensor_parallel else together
         vocabulary, kind = self.reader.vocabulary, plan.drafter_reader
-        self.running = {entry: start(entry, vocabulary, target.dtype, device, kind) for entry in field}
+        self.running = {
+            entry: start(entry, vocabulary, target.dtype, drafts_on, kind, self.reader.device) for entry in field
+        }
         self.drafting: dict[Arm, Running] = {arm: run for entry, run in self.running.items() for arm in entry.arms}
+        readers = [self.reader, *(run.reader for run in self.running.values() if run.reader is not None)]
+        self.devices = tuple(map(str, dict.fromkeys([*layer_devices(target), *(reader.device for reader in readers)])))
         self.limits = Limits(plan.max_new_tokens, eos_token_ids(target), context)
         self._told = told
         self._paces: dict[Arm, AutoPace] = {}  # of the cells that are being measured
 
     def cells(self, block: Block, prompts: Sequence[Prompt], arms: Sequence[Arm], repeats: int) -> list[Cell]:
         """Warm up and time the target alone and `arms` on these prompts; the baseline comes first."""
+        self._sharing.told((block, prompts, arms, repeats))
+        shares = self._sharing.gathered(self._cells(block, prompts, arms, repeats))
+        cells = merged(shares)
+        for _ in range(
+            sum(len(one.requests) for cells_there in shares[1:] for cell in cells_there for one in cell.timed)
+        ):
+            self._told()
+        return cells
+
+    def follow(self) -> None:
+        """Time this process's share of every block that the first one's `cells` tells of, until it closes its bench."""
+        while (order := self.together.told(None)) is not None:
+            block, prompts, arms, _ = order
+            longest, most = max(len(prompt.ids) for prompt in prompts), max((arm.most for arm in arms), default=0)
+            with memory_errors(Load(block.batch, most, longest, self.plan.max_new_tokens)):
+                share = self._cells(*order)
+            self.together.gathered(share)
+
+    def close(self) -> None:
+        """Nothing more is to be done: the other processes go on."""
+        self.together.told(None)
+
+    def _cells(self, block: Block, prompts: Sequence[Prompt], arms: Sequence[Arm], repeats: int) -> list[Cell]:
+        """This process's share of a block: all arms, on every world-th batch."""
         batches = full_batches(prompts, block.batch)
         warm = batches[: -(-self.plan.warmup_prompts // block.batch)]
         cells = [Cell(arm, block.suite, block.temperature, block.stage, batch=block.batch) for arm in (Arm(), *arms)]
@@ -142,8 +185,10 @@ class Bench:
         for repeat in range(repeats):
             for cell in cells:
                 cell.runs.append([])
-            for turn, batch in enumerate(batches, repeat):
-                first = turn % len(cells)
+            for turn, batch in enumerate(batches):
+                if turn % self._sharing.world != self._sharing.rank:
+                    continue
+                first = (turn + repeat) % len(cells)
                 for cell in (*cells[first:], *cells[:first]):
                     cell.runs[-1].append(self._timed(cell, batch))
                     for _ in batch:
@@ -156,7 +201,7 @@ class Bench:
 
     def _noise(self, batch: Sequence[Prompt]) -> Noise:
         """The same for every arm, repeat and size of batch."""
-        return Noise(self.plan.seed, [prompt.request for prompt in batch], device=self.device)
+        return Noise(self.plan.seed, [prompt.request for prompt in batch], device=self.reader.device)
 
     def _prepare(self, block: Block, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> None:
         """What passes are compiled or recorded for, all that these prompts need: not in a timed run."""
@@ -172,7 +217,7 @@ class Bench:
 
     def _pace(self, cell: Cell, batch: Sequence[Prompt]) -> AutoPace:
         """A pace for that cell, its costs measured here; it learns from prompt to prompt, as a server's would."""
-        drafter, watch = self.drafting[cell.arm].drafter, Stopwatch(self.device)
+        drafter, watch = self.drafting[cell.arm].drafter, Stopwatch(str(self.reader.device))
         prompts = [prompt.ids for prompt in batch]
         return AutoPace(measure_costs(self.reader, drafter, prompts, self.sampling(cell.temperature), watch.now_s))
 
@@ -181,8 +226,8 @@ class Bench:
 
     def _warm_up(self, cell: Cell, batches: Sequence[Sequence[Prompt]]) -> None:
         meter = OverlapMeter(self.limits.eos)
-        if self.device.startswith("cuda"):
-            torch.cuda.reset_peak_memory_stats(self.device)
+        for device in cuda_devices(*self.devices):
+            torch.cuda.reset_peak_memory_stats(device)
         for batch in batches:
             given = (self.sampling(cell.temperature), self.limits, self._noise(batch))
             prompts = [prompt.ids for prompt in batch]
@@ -195,16 +240,17 @@ class Bench:
         cell.peak_memory_bytes = self._peak_bytes(cell.arm)
 
     def _peak_bytes(self, arm: Arm) -> int | None:
-        """Without the weights of the drafters that wait. A CPU's peak is the whole process's: None."""
-        if not self.device.startswith("cuda"):
+        """Of all devices, without the weights of the drafters that wait. A CPU's peak is the whole process's: None."""
+        devices, mine = cuda_devices(*self.devices), self.drafting.get(arm)
+        if not devices:
             return None
-        mine = self.drafting.get(arm)
-        waiting = sum(run.weight_bytes for run in self.running.values() if run is not mine)
-        return int(torch.cuda.max_memory_allocated(self.device)) - waiting
+        there = (run for run in self.running.values() if run.model is not None and run.model.device.type == "cuda")
+        waiting = sum(run.weight_bytes for run in there if run is not mine)
+        return sum(int(torch.cuda.max_memory_allocated(device)) for device in devices) - waiting
 
     def _timed(self, cell: Cell, batch: Sequence[Prompt]) -> Timed:
         """From prompts in to last token out: both prefills, drafting, verification, acceptance, Python."""
-        watch, noise, sampling = Stopwatch(self.device), self._noise(batch), self.sampling(cell.temperature)
+        watch, noise, sampling = Stopwatch(str(self.reader.device)), self._noise(batch), self.sampling(cell.temperature)
         prompts = [prompt.ids for prompt in batch]
         begun_s = watch.now_s()
         if cell.arm.drafter is None:

@@ -14,15 +14,17 @@ from typing import Any
 
 from eval.arms import Entry, entries
 from eval.certificate import LEVEL, SCHEMA_VERSION, law_rows, verdict
+from eval.placing import require_devices
 from eval.plan import EvalPlan
 from eval.suites import load_suite, suite_from_file
 from eval.threads import threads
 from eval.witness import Scale, Witness
 from factory.artifact import CERTIFICATE, Artifact
 from factory.disk import disk_errors
-from factory.errors import ArtifactError
+from factory.errors import ArtifactError, RecipeError
 from factory.files import write_atomically
 from factory.models import resolve_device
+from factory.processes import ALONE
 from factory.progress import Progress
 from factory.provenance import git_sha, hardware, versions
 
@@ -42,6 +44,9 @@ def certify(
     copy of the target; `prompts_file` replaces the plan's suites. Raises ArtifactError, DataError,
     DiskError, ModelError and UnsupportedModel, each before the long work begins where that can be known.
     """
+    if plan.tensor_parallel:
+        raise RecipeError(f"{plan.place('tensor_parallel')}: certifying is one process's work: leave it out")
+    require_devices(plan, ALONE)
     asked = {artifact.folder.resolve() for artifact in artifacts}
     found = [(entry, entry.artifact) for entry in entries(artifacts, plan) if entry.artifact is not None]
     field = [(entry, artifact) for entry, artifact in found if artifact.folder.resolve() in asked]

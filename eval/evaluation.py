@@ -17,13 +17,15 @@ from eval.choose import pool, promising, shortlist
 from eval.figures import Setting
 from eval.material import mixed, outputs_of, prompt_sets_of, prompts_of, repeats_of
 from eval.measurement import AUTO, CHOOSE, CONFIRM, Arm, ArmFacts, Block, Cell
-from eval.memory import PACKABLE, Load, Models, free_bytes, memory_errors, require_memory
+from eval.memory import PACKABLE, Load, Models, memory_errors, require_memory
 from eval.parity import LARGEST_EXACT, PROBES, Audit
 from eval.partial import Partial
+from eval.placing import free_for, require_devices
 from eval.plan import EvalPlan
 from eval.report import require_writable, write
 from eval.results import Findings
 from eval.threads import threads
+from eval.together import Order, facts, open_bench, words
 from eval.trainings import trainings_of
 from factory.artifact import Artifact
 from factory.decoding.costs import AT_ONCE
@@ -32,6 +34,7 @@ from factory.decoding.graphed import GraphedReader
 from factory.enlarge import enlarged_from
 from factory.errors import ModelError
 from factory.models import fingerprint, resolve_device, resolve_dtype
+from factory.processes import ALONE, Processes
 from factory.progress import Progress
 from factory.provenance import hardware, versions
 
@@ -44,19 +47,22 @@ def evaluate(
     out: Path,
     prompts_file: Path | None,
     progress: Progress,
+    together: Processes = ALONE,
 ) -> dict[str, Any]:
     """Measure artifacts as the plan says; returns what results.json holds.
 
     Writes results.json, tokens.jsonl and report.html into `out`, and evals/<id>.json into every artifact. Where it is
     interrupted, what is measured stays in `out`, and the same call goes on from there.
-    `target` names another copy of the target; `prompts_file` replaces the plan's suites. Raises
-    ArtifactError, DataError, ModelError, UnsupportedModel.
+    `target` names another copy of the target; `prompts_file` replaces the plan's suites. `together`: this is the
+    first of so many launched processes, and the others are in `eval.together.follow`. Raises ArtifactError, DataError,
+    ModelError, RecipeError, UnsupportedModel.
     """
+    require_devices(plan, together)
     field = entries(artifacts, plan)
     require_writable(out)
     device = resolve_device(plan.device)
     with threads(plan.threads):
-        run = _Run(field, plan, target, device, prompts_file, progress)
+        run = _Run(field, plan, target, device, prompts_file, progress, together)
         found = run.findings(out)
         results = found.results()
     write(results, [cell for _, cell in (*found.first, *found.second)], out)
@@ -79,7 +85,9 @@ class _Run:
         device: str,
         prompts_file: Path | None,
         progress: Progress,
+        together: Processes,
     ) -> None:
+        self._together = together
         self._field, self._plan, self._target, self._device = field, plan, target, device
         self._anchor = next(entry.artifact for entry in field if entry.artifact is not None)
         self._count = _Counter(progress)
@@ -91,9 +99,8 @@ class _Run:
     def findings(self, out: Path) -> Findings:
         """All of it; what an interrupted run left in `out` is not measured again."""
         plan, count = self._plan, self._count
-        model = self._anchor.load_target(self._target, resolve_dtype(plan.dtype, self._device), self._device)
-        self._before = fingerprint(model)
-        bench = Bench(self._field, plan, model, self._device, self._context, count)
+        bench = open_bench(Order(self._field, plan, self._target, self._context), count, self._together)
+        model = bench.target
         dtype = str(model.dtype).removeprefix("torch.")
         self.partial = Partial(out, self._decisive(bench, dtype))
         exact = model.num_parameters() <= LARGEST_EXACT
@@ -108,8 +115,10 @@ class _Run:
             outputs = outputs_of(plan, self._sets, CONFIRM, plan.batches[:1])
             count.phase("timing again, on fresh prompts", outputs * (len(again) + 1))
             second = self._measured(bench, again, CONFIRM, plan.batches[:1], parity, bounds)
-        notes = [reason(bench.reader, "the target"), *(note for run in bench.running.values() for note in run.notes)]
-        enlarged = enlarged_from(bench.target.config.to_dict())
+        bench.close()
+        notes = [*words(bench), reason(bench.reader, "the target")]
+        notes += [note for run in bench.running.values() for note in run.notes]
+        enlarged = enlarged_from(model.config.to_dict())
         if enlarged is not None:
             notes.append(f"The target was {enlarged}.")
         readers = [run.reader for run in bench.running.values()]
@@ -132,6 +141,7 @@ class _Run:
             sets=self._sets,
             parity=parity,
             exact=exact,
+            placement=facts(bench),
             first=first,
             second=second,
             notes=[note for note in notes if note is not None],
@@ -152,7 +162,8 @@ class _Run:
         exact = self._device == "cpu" and shapes[0][1].parameters <= LARGEST_EXACT
         graphed = self._device.startswith("cuda") and not kinds <= {"eager", "lean"}
         models = Models(shapes[0][1], [drafter for drafter, _ in shapes], dtype, packed, exact, graphed)
-        require_memory(models, self._load(max(plan.batches)), free_bytes(self._device))
+        free = free_for(plan, self._device, self._together)
+        require_memory(models, self._load(max(plan.batches)), free)
 
     def _load(self, batch: int) -> Load:
         """The most that a batch asks of memory."""
@@ -173,6 +184,7 @@ class _Run:
             "readers": {"target": bench.reader.name, "drafters": readers},
             "hardware": hardware(self._device),
             "versions": versions(),
+            "placement": facts(bench),
         }
 
     def _facts(self, bench: Bench, dtype: str) -> dict[Arm, ArmFacts]:
@@ -198,7 +210,7 @@ class _Run:
         return found
 
     def _require_unchanged(self, bench: Bench) -> None:
-        if fingerprint(bench.target) != self._before:
+        if fingerprint(bench.target) != bench.weights:
             raise ModelError("the target's weights changed during the run, so what it measured is not true: not kept")
 
     def _parity(self, bench: Bench, exact: bool) -> dict[Arm, Audit]:

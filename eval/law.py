@@ -26,6 +26,7 @@ from factory.decoding.drafters import Drafter
 from factory.decoding.pace import Pace
 from factory.decoding.reader import Reader
 from factory.decoding.sampling import Noise, Sampling
+from factory.placement import entry_device
 
 LEAST_EXPECTED = 5.0  # draws in a cell; below it chi-square is a poor approximation (Cochran, 1954)
 _ROUNDINGS = 64  # a cut-off of top-k or top-p may lie that many roundings of the dtype away
@@ -126,7 +127,7 @@ def exact_law(
     for _ in range(depth):
         following: dict[Text, float] = {}
         for part in in_parts(list(front.items()), rows):
-            ids = torch.tensor([[*prompt, *text] for text, _ in part], device=model.device)
+            ids = torch.tensor([[*prompt, *text] for text, _ in part], device=entry_device(model))
             logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1].double().cpu()  # [N, V]
             if sampling.looks_back:
                 logits = torch.stack(

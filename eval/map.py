@@ -24,17 +24,20 @@ from eval.measurement import CHOOSE, Arm, Block, Cell
 from eval.memory import Load, memory_errors
 from eval.parity import LARGEST_EXACT, Audit
 from eval.partial import Partial
+from eval.placing import require_devices
 from eval.plan import EvalPlan
 from eval.report import MAP, redraw, require_writable
 from eval.rows import drafter_name
 from eval.suites import load_suite, suite_from_file
 from eval.switch import Figures, cell_figures, place_of, rule
 from eval.threads import threads
+from eval.together import Order, facts, open_bench, words
 from factory.artifact import Artifact
 from factory.decoding.decoder import Generation
 from factory.errors import ArtifactError, DataError, ModelError
 from factory.files import write_atomically
-from factory.models import fingerprint, resolve_device, resolve_dtype
+from factory.models import fingerprint, resolve_device
+from factory.processes import ALONE, Processes
 from factory.progress import Progress
 from factory.provenance import git_sha, hardware, versions
 
@@ -50,13 +53,15 @@ def measure_map(
     out: Path,
     prompts_file: Path | None,
     progress: Progress,
+    together: Processes = ALONE,
 ) -> Figures:
     """Measure the map of the best of these artifacts and of prompt lookup; returns what map.json holds.
 
     Writes map.json and report.html into `out`. `target` names another copy of the target; `prompts_file` replaces the
-    plan's suites. Raises ArtifactError, DataError, ModelError, UnsupportedModel, each before anything is timed, and
-    ModelError where the target's weights changed meanwhile.
+    plan's suites; `together` as in `evaluate`. Raises ArtifactError, DataError, ModelError, RecipeError,
+    UnsupportedModel, each before anything is timed, and ModelError where the target's weights changed meanwhile.
     """
+    require_devices(plan, together)
     artifact = best_artifact(artifacts)
     artifact.verify()
     require_writable(out)
@@ -64,7 +69,7 @@ def measure_map(
     # Batches and outputs are the map's, so that parity and near-tie bounds are too; one batch warms an arm up.
     changes = {"batches": plan.map_batches, "max_new_tokens": plan.map_new_tokens, "warmup_prompts": 1}
     with threads(plan.threads):
-        mapper = Mapper(field, plan.model_copy(update=changes), target, prompts_file)
+        mapper = Mapper(field, plan.model_copy(update=changes), target, prompts_file, together)
         found = mapper.found(out / KEPT, progress)
     write_atomically(out / MAP, json.dumps(found, indent=1, allow_nan=False) + "\n")
     shutil.rmtree(out / KEPT, ignore_errors=True)
@@ -102,8 +107,16 @@ def _lower_bound(artifact: Artifact) -> float:
 class Mapper:
     """One map, cell by cell. What cannot be measured is known before anything is loaded."""
 
-    def __init__(self, field: Sequence[Entry], plan: EvalPlan, target: str | None, prompts_file: Path | None) -> None:
+    def __init__(
+        self,
+        field: Sequence[Entry],
+        plan: EvalPlan,
+        target: str | None,
+        prompts_file: Path | None,
+        together: Processes = ALONE,
+    ) -> None:
         """`plan` with the map's batches and lengths in the place of its own. Raises DataError."""
+        self._together = together
         self._field, self._plan, self._target = field, plan, target
         self._anchor = next(entry.artifact for entry in field if entry.artifact is not None)
         self._device = resolve_device(plan.device)
@@ -135,10 +148,9 @@ class Mapper:
     def found(self, folder: Path, progress: Progress) -> Figures:
         """What map.json holds. Cells are kept in `folder` as they are done, and none found there is measured again."""
         plan = self._plan
-        model = self._anchor.load_target(self._target, resolve_dtype(plan.dtype, self._device), self._device)
-        bench = Bench(self._field, plan, model, self._device, self._context, lambda: None)
-        facts = self._facts(bench)
-        partial = Partial(folder, facts)
+        bench = open_bench(Order(self._field, plan, self._target, self._context), lambda: None, self._together)
+        known = self._facts(bench)
+        partial = Partial(folder, known)
         blocks = [
             (context, Block(f"context {context}", temperature, batch, CHOOSE))
             for context in self._prompts
@@ -150,6 +162,7 @@ class Mapper:
         for block, timed in self._measured(bench, missing, partial, progress):
             partial.keep(block, timed)
             kept[block] = timed
+        bench.close()
         cells = [cell_figures(kept[block] or [], context, plan.seed) for context, block in blocks]
         drafters = []
         for entry in self._field:
@@ -165,9 +178,9 @@ class Mapper:
             drafters.append({**one, "rule": rule(name, pays)})
         return {
             "schema_version": SCHEMA_VERSION,
-            **facts,
+            **known,
             "git": git_sha(),
-            "words": self._words(),
+            "words": " ".join([self._words(), *words(bench)]),
             "drafters": drafters,
             "cells": cells,
         }
@@ -189,6 +202,7 @@ class Mapper:
             "plan": plan.model_dump(mode="json"),
             "hardware": hardware(self._device),
             "versions": versions(),
+            "placement": facts(bench),
         }
 
     def _words(self) -> str:
@@ -207,7 +221,7 @@ class Mapper:
         """Each missing block's cells, timed and judged; the target alone comes first."""
         if not missing:
             return
-        plan, before = self._plan, fingerprint(bench.target)
+        plan = self._plan
         parity, bounds = self._sound(bench, partial, progress)
         alone: dict[int, dict[int, Generation]] = {}  # by context: what the target writes one prompt at a time
         for done, (context, block) in enumerate(missing):
@@ -218,7 +232,7 @@ class Mapper:
             with memory_for(Load(block.batch, self._largest_k, context, plan.max_new_tokens)):
                 timed = bench.cells(block, prompts, self._arms, 1)
                 bench.judge(timed, alone.get(context, {}), parity, bounds)
-            if fingerprint(bench.target) != before:
+            if fingerprint(bench.target) != bench.weights:
                 raise ModelError("the target's weights changed during the run, so no figure of it is true: not kept")
             yield block, timed
         progress(len(missing), len(missing), "cells")

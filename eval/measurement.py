@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Literal
 
@@ -215,6 +215,24 @@ class Cell:
             tokens += timed.decoded_tokens if decode_only else timed.new_tokens
             summed[self.suite, timed.requests] = (seconds, tokens)
         return summed
+
+
+def merged(shares: Sequence[Sequence[Cell]]) -> list[Cell]:
+    """One block's cells of what several processes timed, the batches dealt to them in turn: in the batches' order.
+
+    Seconds stay those of the process that timed them. Overlap is the first one's, since all warm up on the same
+    prompts; the peak of memory is the largest.
+    """
+    cells = []
+    for same in zip(*shares, strict=True):
+        first = same[0]
+        runs = [
+            [one for turn in zip_longest(*parts) for one in turn if one is not None]
+            for parts in zip(*(cell.runs for cell in same), strict=True)
+        ]
+        peaks = [cell.peak_memory_bytes for cell in same if cell.peak_memory_bytes is not None]
+        cells.append(replace(first, runs=runs, peak_memory_bytes=max(peaks, default=None)))
+    return cells
 
 
 def paired(base: Cell, cell: Cell, *, decode_only: bool = False) -> dict[Key, Quad]:

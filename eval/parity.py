@@ -22,6 +22,7 @@ from factory.decoding.pace import Pace
 from factory.decoding.processors import History
 from factory.decoding.reader import Reader, right_padded
 from factory.decoding.sampling import Noise, Sampling
+from factory.placement import entry_device
 
 LARGEST_EXACT = 100_000_000  # parameters: above it float64 on a CPU takes too long and too much memory
 GREEDY = Sampling()
@@ -191,10 +192,11 @@ def uncached_audit(model: PreTrainedModel, outputs: Sequence[Generation], bound:
     """
     divergences = near_ties = 0
     detail = []
+    device = entry_device(model)
     for output in outputs:
-        ids = torch.tensor([[*output.prompt, *output.tokens]], device=model.device)
+        ids = torch.tensor([[*output.prompt, *output.tokens]], device=device)
         logits = model(input_ids=ids, use_cache=False).logits[0, len(output.prompt) - 1 : -1]  # [T, V]
-        tokens = torch.tensor(output.tokens, device=model.device)
+        tokens = torch.tensor(output.tokens, device=device)
         wrong = (logits.argmax(dim=-1) != tokens).nonzero().flatten().tolist()
         if not wrong:
             continue

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from factory.documents import read, validate
+from factory.documents import Document, read, validate
 from factory.errors import RecipeError
 
 PLANS = Path(__file__).resolve().parent / "plans"
@@ -15,6 +16,16 @@ PLANS = Path(__file__).resolve().parent / "plans"
 Guesses = Annotated[int, Field(ge=1, le=64)]
 Rows = Annotated[int, Field(ge=1, le=64)]
 Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+
+
+def _size(value: int | str) -> int | str:
+    if str(value).startswith("-") or (isinstance(value, str) and not re.fullmatch(_SIZE, value)):
+        raise ValueError(f"{value} is no size; write bytes, or text such as 9GiB")
+    return value
+
+
+_SIZE = r"[0-9]+(\.[0-9]+)?[KMG]i?B"
+Size = Annotated[int | str, AfterValidator(_size)]
 
 
 class EvalPlan(BaseModel):
@@ -59,6 +70,40 @@ class EvalPlan(BaseModel):
     )
     drafter_reader: Literal["auto", "eager", "lean", "packed", "packed-int8", "compiled", "graphed"] = "auto"
     threads: int | None = Field(default=None, ge=1)  # None = as torch finds it
+    # The target over several GPUs of one process, or over several processes, and the drafters beside it.
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    max_memory: dict[str, Size] | None = None  # of device_map: a GPU's number or cpu -> bytes, or such as 9GiB
+    tensor_parallel: bool = False  # the launched processes hold one target together, in place of one each
+    drafter_device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")  # auto = the target's first
+
+    _document: Document | None = PrivateAttr(default=None)  # the file that it was read from
+
+    def place(self, key: str) -> str:
+        """How a fault in the value of that key begins: `file:line: key`, or `plan: key` where no file was read."""
+        return f"plan: {key}" if self._document is None else self._document.place((key,))
+
+    @field_validator("max_memory")
+    @classmethod
+    def _known_devices(cls, memory: dict[str, Size] | None) -> dict[str, Size] | None:
+        for name in memory or ():
+            if not re.fullmatch("cpu|[0-9]+", name):
+                raise ValueError(f"'{name}' is no device here: write a GPU's number, such as 0, or cpu")
+        return memory
+
+    @model_validator(mode="after")
+    def _one_placement(self) -> EvalPlan:
+        faults = []
+        if self.device_map is not None and self.tensor_parallel:
+            faults.append("tensor_parallel: a target with a device_map is divided already: write one of the two")
+        if self.device_map is not None and self.device not in ("auto", "cuda"):
+            faults.append(f"device_map: divides the target over GPUs, and `device: {self.device}` is one device")
+        if self.max_memory is not None and self.device_map is None:
+            faults.append("max_memory: bounds what device_map may use: write `device_map: auto` too")
+        if self.tensor_parallel and self.device not in ("auto", "cpu", "cuda"):
+            faults.append(f"tensor_parallel: each process has a device of its own, and `device: {self.device}` is one")
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
 
     @field_validator("suites", "ks", "lookup_ks", "raw_ks", "temperatures", "batches", "map_batches", "map_contexts")
     @classmethod
@@ -82,4 +127,7 @@ def load_plan(source: str | Path | None) -> EvalPlan:
     path = PLANS / f"{name}.yaml" if name in shipped_plans() else Path(name)
     if not path.is_file():
         raise RecipeError(f"plan {name}: no such file; give a path, or one of: {', '.join(shipped_plans())}")
-    return validate(read(path), EvalPlan)
+    document = read(path)
+    plan = validate(document, EvalPlan)
+    plan._document = document
+    return plan

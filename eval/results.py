@@ -36,6 +36,7 @@ class Findings:
     sets: Sequence[PromptSets]
     parity: dict[Arm, Audit]
     exact: bool
+    placement: dict[str, Any]  # processes, and the devices of target and drafters
     first: Pairs
     second: Pairs
     notes: Sequence[str] = ()  # what a reader should know of the drafters' weight formats
@@ -50,6 +51,7 @@ class Findings:
         return {
             "schema_version": SCHEMA_VERSION,
             "hardware": hardware(self.setting.device),
+            "placement": self.placement,
             "verdict": verdict(chosen, confirmed, self.plan.temperatures),
             "candidates": pooled,
             "rows": [self._row(base, cell) for base, cell in pairs],

@@ -19,6 +19,7 @@ from eval.certificate import LEAST_PROMPTS, audit_row
 from eval.law import Fit, Law, ManyTexts, Text, exact_law, fit
 from eval.measurement import Arm
 from eval.parity import LARGEST_EXACT, Audit, Reference
+from eval.placing import placement_of
 from eval.plan import EvalPlan
 from eval.prompt_pool import SUITE, prompt_pool, target_writer
 from eval.suites import Suite
@@ -29,6 +30,7 @@ from factory.decoding.readers import ReaderKind
 from factory.decoding.sampling import Noise, Sampling
 from factory.errors import ArtifactError, DataError, ModelError
 from factory.models import eos_token_ids, fingerprint, resolve_device, resolve_dtype
+from factory.processes import ALONE
 from factory.progress import Progress
 
 # How texts are sampled for the test of their law, beside the plan's own way where it has processors.
@@ -92,7 +94,8 @@ class Side:
 
     def drafting(self, entry: Entry) -> Running:
         """An entry's drafter in this dtype, on this device."""
-        return start(entry, self.reader.vocabulary, self._model.dtype, self._device, self._drafter_kind)
+        reader = self.reader
+        return start(entry, reader.vocabulary, self._model.dtype, self._device, self._drafter_kind, reader.device)
 
 
 class Witness:
@@ -120,7 +123,8 @@ class Witness:
         if anchor is None:
             raise ArtifactError("no artifact to certify: `factory build RECIPE` makes one, `factory ls` lists them")
         device = resolve_device(plan.device)
-        self._model = anchor.load_target(target, resolve_dtype(plan.dtype, device), device)
+        dtype, placement = resolve_dtype(plan.dtype, device), placement_of(plan, ALONE)
+        self._model = anchor.load_target(target, dtype, device, placement)
         require_vocabulary(field, self._model)
         self._before = fingerprint(self._model)
         self._eos = eos_token_ids(self._model)
@@ -143,7 +147,8 @@ class Witness:
         self._pool = prompt_pool(suites, encode, room, scale.prompts, writer)
         prompts, limits = self._pool.dealt(scale.batch), Limits(scale.new_tokens, self._eos, reader.context)
         given = (prompts, limits, self._ks, scale.batch, sampling_of(plan, 0.0))
-        self._served = Side(self._model, reader, plan.drafter_reader, device, *given)
+        drafts_on = str(reader.device) if plan.drafter_device == "auto" else plan.drafter_device
+        self._served = Side(self._model, reader, plan.drafter_reader, drafts_on, *given)
         for entry in field:
             self._try_out(entry)
         self._exact: PreTrainedModel | None = None
@@ -178,7 +183,7 @@ class Witness:
         rows = self._compared(entry, [self._served], f"near-ties in {_name(self._model.dtype)}")
         return {
             "dtype": _name(self._model.dtype),
-            "device": str(self._model.device),
+            "device": str(self._served.reader.device),
             "reader": self._served.reader.name,
             "why_reader": self._served.reader.why,
             "rows": rows,

@@ -24,6 +24,7 @@ from factory.card import draw
 from factory.disk import disk_errors
 from factory.errors import ArtifactError
 from factory.files import write_atomically
+from factory.placement import WHOLE, Placement
 from factory.provenance import sha256_file, sha256_text
 
 if TYPE_CHECKING:
@@ -94,7 +95,9 @@ class Artifact:
 
         return load_tokenizer(self.model_folder)
 
-    def load_target(self, override: str | None, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    def load_target(
+        self, override: str | None, dtype: torch.dtype, device: str, placement: Placement = WHOLE
+    ) -> PreTrainedModel:
         """The target it was made from. Raises ArtifactError where the weights are not the same."""
         from factory.located import locate, model_identity
         from factory.models import load_model, require_finite
@@ -109,7 +112,7 @@ class Artifact:
                 f"{self.folder}: made from {made_from['model']}, but weights, config or tokenizer in {located.folder} "
                 "are not the same; name the right target with --target, or build the drafter again"
             )
-        target = load_model(located.folder, dtype=dtype, device=device)
+        target = load_model(located.folder, dtype=dtype, device=device, placement=placement)
         require_finite(target)
         return target
 

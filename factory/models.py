@@ -22,11 +22,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from factory.errors import ModelError
 from factory.located import load_failure
+from factory.placement import WHOLE, Placement, held_tensors
 from factory.quantized import is_quantized, load_quantized
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+logging.getLogger("accelerate").setLevel(logging.ERROR)  # of weights on the CPU or on disk: `why_divided` says it
 warnings.filterwarnings("ignore", module="transformers")
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -51,11 +53,12 @@ def resolve_device(name: str) -> str:
 def fingerprint(model: PreTrainedModel) -> int:
     """A 64-bit sum over the raw bits of every tensor: equal before and after means unchanged.
 
-    Computed where the tensors lie. Each element is weighted by its index, so that a swap shows.
+    Computed where the tensors lie, of a divided model over what this process holds of it. Each element
+    is weighted by its index, so that a swap shows.
     """
     total = 0
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    for _, tensor in sorted(model.state_dict().items()):
+    for _, tensor in held_tensors(model):
         bits = tensor.detach().contiguous().view(-1).view(integers[tensor.element_size()])
         for start in range(0, bits.numel(), 1 << 24):  # bounded memory for the int64 copy
             part = bits[start : start + (1 << 24)].long()
@@ -66,7 +69,9 @@ def fingerprint(model: PreTrainedModel) -> int:
 
 def require_finite(model: PreTrainedModel) -> None:
     """Raises ModelError naming the tensors that hold a NaN or an infinity: such a target cannot be followed."""
-    damaged = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    weights = {name for name, _ in model.named_parameters()}
+    held = ((name, weight) for name, weight in held_tensors(model) if name in weights)
+    damaged = [name for name, weight in held if not bool(torch.isfinite(weight).all())]
     if damaged:
         raise ModelError(
             f"{model.config.name_or_path}: NaN or infinite weights in {', '.join(damaged[:3])}"
@@ -122,22 +127,48 @@ def hidden_states(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor)
 
 
 def load_model(
-    source: str | Path, *, dtype: torch.dtype, device: str = "cpu", revision: str | None = None
+    source: str | Path,
+    *,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    revision: str | None = None,
+    placement: Placement = WHOLE,
 ) -> PreTrainedModel:
     """A causal language model from a folder or Hub name, frozen, in eval mode. Raises ModelError.
 
     A GPTQ folder's model may run in another dtype than asked for: what its kernels take (`load_quantized`).
+    `placement` divides it over several devices, and `device` is then not asked; what divides it over
+    processes is called in all of them at once, each connected to the others before.
     """
     if is_quantized(Path(source)):
+        if not placement.whole:
+            raise ModelError(f"{source}: GPTQ weights are read on one device only: leave out what divides the model")
         return load_quantized(Path(source), dtype=dtype, device=device)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            str(source), revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            str(source),
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **_divided(placement),
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise load_failure(str(source), error) from error
     model.requires_grad_(False)
-    return model.to(device).eval()
+    return (model.to(device) if placement.whole else model).eval()
+
+
+def _divided(placement: Placement) -> dict[str, Any]:
+    """What from_pretrained is told of a placement."""
+    if placement.processes > 1:
+        from transformers.distributed import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(tp_size=placement.processes)}
+    if placement.device_map is not None:
+        memory = dict(placement.max_memory) if placement.max_memory is not None else None
+        return {"device_map": placement.device_map, "max_memory": memory}
+    return {}
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -1,7 +1,8 @@
-"""Several processes at one build, as `accelerate launch` starts them; alone, nothing of it is imported.
+"""Several processes at one build or evaluation, as `accelerate launch` starts them; alone, nothing of it is imported.
 
-Every process runs the same tasks in the same order. The first writes what is one; what is divided
-(a text, a teacher cache, the rows of a training step) each does its share of.
+Of a build every process runs the same tasks in the same order. The first writes what is one; what is
+divided (a text, a teacher cache, the rows of a training step) each does its share of. An evaluation
+is the first one's, and the others do what it tells them (`eval.together`).
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ _WATCH_S = 0.2
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the build."""
+    """This process among those that were launched together."""
 
     rank: int = 0
     world: int = 1
     sharded: bool = False  # weights, gradients and optimizer states are divided (FSDP2), not copied (DDP)
+    hosts: Any = None  # the group that objects go through; None: the one that tensors go through
 
     @property
     def first(self) -> bool:
@@ -36,7 +38,7 @@ class Processes:
         return self.rank == 0
 
     def end(self) -> None:
-        """Take leave of the others, at the end of a build that went well."""
+        """Take leave of the others, at the end of work that went well."""
         if self.world > 1:
             from accelerate import PartialState
 
@@ -68,8 +70,18 @@ class Processes:
         import torch.distributed as dist
 
         held = [thing]
-        dist.broadcast_object_list(held, src=0)
+        dist.broadcast_object_list(held, src=0, group=self.hosts)
         return held[0]
+
+    def gathered(self, thing: Any) -> list[Any]:
+        """What each process says, by rank, in the first one; nothing in the others."""
+        if self.world == 1:
+            return [thing]
+        import torch.distributed as dist
+
+        held: list[Any] = [None] * self.world
+        dist.gather_object(thing, held if self.first else None, dst=0, group=self.hosts)
+        return held if self.first else []
 
 
 ALONE = Processes()
@@ -100,10 +112,15 @@ def launched() -> Processes:
     import torch
     from accelerate import PartialState
 
+    hosts = None
     with peers_missed():
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+        if torch.cuda.is_available():  # what is said need not pass a GPU, nor wait there for what is computed
+            import torch.distributed as dist
+
+            hosts = dist.new_group(backend="gloo", timeout=_PATIENCE)
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return Processes(state.process_index, state.num_processes, sharded)
+    return Processes(state.process_index, state.num_processes, sharded, hosts)
 
 
 @contextmanager
@@ -117,8 +134,8 @@ def peers_missed() -> Iterator[None]:
         found = re.search(r"Connection \w+ by peer|Connection refused|timed out", str(error), re.IGNORECASE)
         reason = found[0] if found else str(error).strip().splitlines()[0][:200]
         raise FactoryError(
-            "another process of this build has ended, and this one cannot go on without it; what that one said tells "
-            f"why. What is finished is kept: the same command goes on from there ({reason})"
+            "another of the launched processes has ended, and this one cannot go on without it; what that one said "
+            f"tells why. What is finished is kept: the same command goes on from there ({reason})"
         ) from error
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from factory.cli.shell import JsonOption, QuietOption, TargetOption, app, reported
 from factory.errors import FactoryError
+from factory.processes import Processes, launched, peers_missed, world_size
 from factory.progress import shown_progress
 
 
@@ -36,6 +37,32 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> None:
     """Judge drafters: are their outputs the target's own, and are they faster?"""
+    if certified and world_size() > 1:
+        raise FactoryError("--certify is one process's work: start it alone, without a launcher")
+    together = launched()
+    with peers_missed():
+        if together.first:
+            _judge(artifacts, plan, prompts, out, target, mapped, certified, as_json, quiet, together)
+        else:
+            from eval.together import follow
+
+            follow(together)
+        together.end()
+
+
+def _judge(
+    artifacts: list[Path],
+    plan: str,
+    prompts: Path | None,
+    out: Path | None,
+    target: str | None,
+    mapped: bool,
+    certified: bool,
+    as_json: bool,
+    quiet: bool,
+    together: Processes,
+) -> None:
+    """The whole command, in the only process or the first of several."""
     from rich.console import Console
 
     from eval.plan import load_plan
@@ -48,6 +75,7 @@ def evaluate(
     if mapped and certified:
         raise FactoryError("--map and --certify are two different runs: give one of them")
     out = out or artifacts[0]
+    asked: dict[str, Any] = {"target": target, "out": out, "prompts_file": prompts, "together": together}
     console = Console(width=None if sys.stdout.isatty() else 160)
     if certified:
         from eval.certificate import terminal
@@ -67,7 +95,7 @@ def evaluate(
         from eval.map import measure_map
 
         with shown_progress(quiet) as progress:
-            found = measure_map(judged, chosen, target=target, out=out, prompts_file=prompts, progress=progress)
+            found = measure_map(judged, chosen, **asked, progress=progress)
         console.print(map_table(found))
         typer.echo(f"report: {out / 'report.html'}")
         if as_json:
@@ -77,7 +105,7 @@ def evaluate(
     from eval.report import terminal_table
 
     with shown_progress(quiet) as progress:
-        results = judge(judged, chosen, target=target, out=out, prompts_file=prompts, progress=progress)
+        results = judge(judged, chosen, **asked, progress=progress)
     console.print(terminal_table(results))
     typer.echo(f"report: {out / 'report.html'}")
     if as_json:

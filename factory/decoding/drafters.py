@@ -49,9 +49,20 @@ class ModelDrafter:
     two tokens as a rule. A row whose text has outgrown the drafter's context proposes nothing.
     """
 
-    def __init__(self, reader: Reader, name: str = "model", *, vocabulary: int | None = None) -> None:
-        """`vocabulary`: rows of the target's head, where that differs; `require_one_vocabulary` says whether it may."""
+    def __init__(
+        self,
+        reader: Reader,
+        name: str = "model",
+        *,
+        vocabulary: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """`vocabulary`: rows of the target's head, where that differs; `require_one_vocabulary` says whether it may.
+
+        `device`: the target's, where that differs: drafts and q are handed over there, and the sampler is there.
+        """
         self.name = name
+        self._device = reader.device if device is None else device
         self.vocabulary = reader.vocabulary if vocabulary is None else vocabulary
         self._reader = reader
         self._text: list[list[int]] = []  # prompt and output, per row
@@ -73,17 +84,17 @@ class ModelDrafter:
         length = [max(0, min(k, reader.context + 1 - len(text))) for text in self._text]
         guesses = max(length)
         if guesses == 0:
-            return no_draft(len(length), reader.device)
+            return no_draft(len(length), self._device)
         if isinstance(reader, GraphedReader) and not sampler.looks_back and reader.records(len(length), 2):
             return self._recorded(reader, guesses, length)
-        logits = self._read(self._unread(length))
+        logits = self._read(self._unread(length)).to(self._device)
         numbers = sampler.uniform("draft", guesses)
         tokens: list[torch.Tensor] = []  # [B, 1] each
         drawn_from: list[torch.Tensor] = []
         for guess in range(guesses):
             if guess > 0:
                 fed = None if guess < min(length) else [int(guess < room) for room in length]
-                logits = reader.feed_last(tokens[-1], fed)
+                logits = reader.feed_last(tokens[-1].to(reader.device), fed).to(self._device)
             logits = fitted(logits, self.vocabulary)
             q = sampler.distribution(logits, torch.cat(tokens, dim=1) if tokens and sampler.looks_back else None)
             tokens.append(draw(q, None if numbers is None else numbers[:, guess : guess + 1]).unsqueeze(1))
@@ -94,22 +105,25 @@ class ModelDrafter:
 
     def prepare(self, rows: int, ks: Sequence[int], tokens: int, sampling: Sampling) -> None:
         """Have the reader made ready to propose so many tokens, in texts of a batch that grow to `tokens`."""
-        self._reader.prepare(rows, (1, 2), tokens)
         if isinstance(self._reader, GraphedReader) and not sampling.looks_back:
             for k in ks:
                 self._reader.prepare_writing(rows, k, tokens, sampling, self.vocabulary)
+        else:
+            self._reader.prepare(rows, (1, 2), tokens)
 
     def _recorded(self, reader: GraphedReader, guesses: int, length: list[int]) -> Draft:
         """The same by one recording, which begins with the last two tokens of each text."""
         before = self._unread(length, kept=2)
         if any(before):
-            self._read(before)
+            with reader.unrecorded():
+                self._read(before)
         reader.rewind([min(read, len(text) - 2) for text, read in zip(self._text, reader.lengths, strict=True)])
         sampling = self._sampler.sampling
         k = reader.recorded_k(guesses, len(self._text), sampling, self.vocabulary)
         last, numbers = [text[-2:] for text in self._text], self._sampler.uniform("draft", k)
         tokens, q = reader.write(last, k, sampling, numbers, self.vocabulary)
-        return Draft(tokens[:, :guesses], length, None if q is None else q[:, :guesses])
+        q = None if q is None else q[:, :guesses].to(self._device)
+        return Draft(tokens[:, :guesses].to(self._device), length, q)
 
     def _unread(self, length: list[int], kept: int = 0) -> list[list[int]]:
         """What each row that has room lacks in its cache, but for the last `kept` tokens of its text."""

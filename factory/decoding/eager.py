@@ -8,8 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 from factory.decoding.reader import SLIDING, Reader
+from factory.decoding.spread import SpreadCache
 from factory.errors import UnsupportedModel
 from factory.models import context_length
+from factory.placement import entry_device, layer_devices
 
 
 class EagerReader(Reader):
@@ -30,13 +32,16 @@ class EagerReader(Reader):
             layers=config.num_hidden_layers,
             context=context_length(model),
             vocabulary=int(model.get_output_embeddings().weight.shape[0]),
-            device=model.device,
+            device=entry_device(model),
             window=window_of(model),
             kinds=sorted(kinds) if SLIDING in kinds else (),  # such a model takes one mask a kind
             # transformers 5.17 makes OPT a mask of its own, of the new tokens only, where none is given
             needs_mask=config.model_type == "opt",
             mask_dtype=model.dtype if config._attn_implementation == "eager" else None,
         )
+        devices = layer_devices(model)
+        if len(set(devices)) > 1:  # tokens, positions and masks are moved from layer to layer by the model's own hooks
+            self._cache = SpreadCache(devices)
 
     def _run(
         self,

@@ -8,7 +8,8 @@ layer is compiled by inductor first, which takes seconds once, and for all layer
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -125,6 +126,15 @@ class GraphedReader(LeanReader):
     def records(self, rows: int, width: int) -> bool:
         """Whether a pass of so many tokens in each of so many rows is a recorded one."""
         return self._recording and 0 < rows <= ROWS and 0 < width <= WIDTHS[-1]
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Passes in the body run as a LeanReader's: for what comes in any width, and too seldom to be recorded."""
+        recording, self._recording = self._recording, False
+        try:
+            yield
+        finally:
+            self._recording = recording
 
     def prepare(self, rows: int, widths: Sequence[int], tokens: int) -> None:
         """As every reader; it compiles and records."""

@@ -17,6 +17,7 @@ from factory.decoding.reader import Reader
 from factory.decoding.tuned import tuned_cuda_products, why_no_kernels
 from factory.decoding.wiring import plain_products, why_no_tracing, why_not
 from factory.errors import UnsupportedModel
+from factory.placement import why_divided
 
 ReaderKind = Literal["auto", "eager", "lean", "packed", "packed-int8", "compiled", "graphed"]
 KINDS: tuple[ReaderKind, ...] = get_args(ReaderKind)
@@ -33,7 +34,7 @@ def open_reader(model: PreTrainedModel, kind: ReaderKind = "auto", now_s: Now = 
     kind that cannot run falls back to one that can, with the reason. Raises UnsupportedModel for a model that no reader
     can rewind.
     """
-    why = why_not(model)
+    why = why_divided(model) or why_not(model)
     if kind == "eager" or why is not None:
         return _because(EagerReader(model), None if kind == "eager" else why)
     device = model.device.type

@@ -8,7 +8,7 @@ import torch
 from eval.arms import Entry
 from eval.bench import OverlapMeter, Stopwatch, _bound, full_batches
 from eval.figures import Setting, measure, modelled
-from eval.measurement import AUTO, CHOOSE, MODEL, PROMPT_LOOKUP, Arm, ArmFacts, Cell, Timed, acceptance
+from eval.measurement import AUTO, CHOOSE, MODEL, PROMPT_LOOKUP, Arm, ArmFacts, Cell, Timed, acceptance, merged
 from eval.rows import k_words
 from eval.suites import Prompt
 from factory.artifact import Artifact
@@ -176,3 +176,28 @@ def test_a_stopwatch_adds_up_by_name() -> None:
             sum(range(1000))
         assert watch.seconds[what] > before
     assert set(watch.seconds) == {"draft", "verify"}
+
+
+def test_shares_of_a_block_become_one_in_the_order_of_the_batches() -> None:
+    """Five batches dealt to three processes, twice: the first two have two each, and the third has one."""
+
+    def timed(request: int, repeat: int) -> Timed:
+        return Timed((request,), [Generation([1], [request, repeat], 1, [0], [0])], 10.0 * repeat + request, 0, 0, 0, 0)
+
+    arms = [Arm(), Arm("a", MODEL, 2)]
+    shares = [
+        [
+            Cell(arm, "s", 0.0, CHOOSE, [[timed(one, repeat) for one in range(rank, 5, 3)] for repeat in (0, 1)])
+            for arm in arms
+        ]
+        for rank in range(3)
+    ]
+    shares[0][1].overlap, shares[1][1].overlap = 0.25, 0.75
+    shares[1][1].peak_memory_bytes, shares[2][1].peak_memory_bytes = 7, 5
+    alone, drafted = merged(shares)
+    assert [cell.arm for cell in (alone, drafted)] == arms
+    for cell in (alone, drafted):
+        assert cell.runs == [[timed(one, repeat) for one in range(5)] for repeat in (0, 1)]
+    assert (drafted.overlap, drafted.peak_memory_bytes) == (0.25, 7)
+    assert alone.peak_memory_bytes is None
+    assert merged(shares[:1]) == shares[0]

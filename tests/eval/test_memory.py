@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from eval import evaluation
+from eval import placing
 from eval.measurement import CHOOSE
 from eval.memory import Load, Models, cache_bytes_per_token, free_bytes, memory_errors, require_memory
 from eval.partial import FOLDER
@@ -121,7 +121,7 @@ def test_other_errors_pass() -> None:
 def test_a_plan_that_does_not_fit_is_refused_before_anything_is_loaded(
     built: Artifact, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "free_bytes", lambda device: 100_000)
+    monkeypatch.setattr(placing, "free_bytes", lambda device: 100_000)
     said: list[str] = []
     with pytest.raises(DataError, match=r"about .* of memory are needed, and 100\.0 kB are free: weights"):
         judge(built, tmp_path / "out", progress=lambda _done, _total, what: said.append(what))
