@@ -56,7 +56,7 @@ class Part:
 
 PARTS = (  # in order of importance
     Part("environment", 75),
-    Part("gptq", 240, beside=True),  # its kernel is compiled first: minutes, of the processor alone
+    Part("gptq", 150, beside=True),  # a kernel may have to be compiled first: a minute or more of the processor alone
     Part("tests", 100),
     Part("steps", 180),
     Part("rounds", 100),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 import traceback
@@ -134,7 +135,8 @@ def in_order(bench: Bench, items: Sequence[Item]) -> Iterator[Row]:
             bench.left_out.append({"what": what, "status": "failed", "reason": first_line(error)})
             traceback.print_exc(file=sys.stderr)
             if bench.cuda:
-                torch.cuda.empty_cache()
+                with contextlib.suppress(Exception):  # after some errors the device answers nothing but them
+                    torch.cuda.empty_cache()
 
 
 def first_line(error: BaseException) -> str:
