@@ -31,7 +31,7 @@ def products(bench: Bench) -> Iterator[Row]:
     sys.stderr.write(done.stdout + done.stderr)
     said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
     if not to.is_file():
-        if bench.cuda:
+        if bench.cuda or "Traceback" in done.stderr:
             raise FactoryError(f"{SCRIPT.name}: {said}")
         raise SkippedError(said)
     found: dict[str, Any] = json.loads(to.read_text(encoding="utf-8"))
