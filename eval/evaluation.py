@@ -118,7 +118,7 @@ class _Run:
         bench.close()
         notes = [*words(bench), reason(bench.reader, "the target")]
         notes += [note for run in bench.running.values() for note in run.notes]
-        enlarged = enlarged_from(model.config.to_dict())
+        enlarged = enlarged_from(bench.target.config.to_dict())
         if enlarged is not None:
             notes.append(f"The target was {enlarged}.")
         readers = [run.reader for run in bench.running.values()]

@@ -32,7 +32,8 @@ def _reset_peak(device: str) -> None:
     if device.startswith("cuda"):
         import torch
 
-        torch.cuda.reset_peak_memory_stats(device)
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # else torch has nothing to reset, and says so
+            torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         _RESET.write_text("5")  # sets the high-water mark to what is held now (man 5 proc)
 

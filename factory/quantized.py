@@ -11,8 +11,10 @@ import io
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 INSTALL = "pip install 'drafter-factory[gptq]'"
-UNPACKS = "TorchLinear"  # gptqmodel's kernel of last resort, on any device
+UNPACKS, UNPACKING = "TorchLinear", "gptq_torch"  # gptqmodel's kernel of last resort, on any device: its two names
 
 
 def is_quantized(folder: Path) -> bool:
@@ -72,7 +74,9 @@ def load_quantized(folder: Path, *, dtype: torch.dtype, device: str) -> PreTrain
 
     `dtype` is that of all that is not quantised, as far as the kernels allow: there is no float64
     kernel anywhere, and no float32 kernel on CUDA or, for what gptqmodel loads itself, of other than
-    4 bits. The returned model's dtype is what it runs in. It cannot be changed later. Raises ModelError.
+    4 bits. The returned model's dtype is what it runs in. It cannot be changed later. On CUDA the fastest kernel is
+    taken that can be had here: most are compiled from CUDA sources at first use, which takes a compiler, and
+    minutes. Raises ModelError.
     """
     import torch
 
@@ -82,14 +86,19 @@ def load_quantized(folder: Path, *, dtype: torch.dtype, device: str) -> PreTrain
     wanted = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
     if wanted is torch.float32 and device != "cpu":
         wanted = torch.bfloat16
-    try:
-        with quiet():
-            if loader == "transformers":
-                model = _load_with_transformers(folder, wanted, device)
-            else:
-                model = _load_with_gptqmodel(folder, wanted, device)
-    except Exception as error:  # two libraries and a kernel for each width: any of them may raise anything
-        raise load_failure(str(folder), error) from error
+    load = _load_with_transformers if loader == "transformers" else _load_with_gptqmodel
+    *others, last = _backends(device)
+    model = None
+    for backend in others:
+        with contextlib.suppress(Exception), quiet():  # the next one may do: two libraries, a kernel for each width
+            model = load(folder, wanted, device, backend)
+            break
+    if model is None:
+        try:
+            with quiet():
+                model = load(folder, wanted, device, last)
+        except Exception as error:
+            raise load_failure(str(folder), error) from error
     for layer in _quantized_layers(model):
         if device == "cpu":
             # gptqmodel has torch.compile unpack the weights: it takes seconds and a C++ compiler, and gains nothing.
@@ -98,24 +107,39 @@ def load_quantized(folder: Path, *, dtype: torch.dtype, device: str) -> PreTrain
     return model.eval()
 
 
-def _load_with_transformers(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+def _backends(device: str) -> tuple[str, ...]:
+    """gptqmodel's kernels to try there, by its names, the fastest first.
 
+    On CUDA its own choice is one that it compiles by nvcc, and it finds out only when it runs that there is none.
+    """
+    if not device.startswith("cuda"):
+        return ("auto",)
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    compiled = ("auto",) if CUDA_HOME is not None and shutil.which("nvcc", path=f"{CUDA_HOME}/bin") else ()
+    return (*compiled, "gptq_triton", UNPACKING)
+
+
+def _load_with_transformers(folder: Path, dtype: torch.dtype, device: str, backend: str) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM, GPTQConfig
+
+    # of which only the backend is looked at: all else stays as in the folder
+    asked = {} if backend == "auto" else {"quantization_config": GPTQConfig(bits=4, backend=backend)}
     return AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=False
+        str(folder), dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=False, **asked
     )
 
 
-def _load_with_gptqmodel(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
+def _load_with_gptqmodel(folder: Path, dtype: torch.dtype, device: str, backend: str) -> PreTrainedModel:
     import torch
 
-    load = gptqmodel().GPTQModel.load
+    load = partial(gptqmodel().GPTQModel.load, str(folder), device=device, backend=backend, trust_remote_code=False)
     try:
-        return load(str(folder), device=device, dtype=dtype, trust_remote_code=False).model
+        return load(dtype=dtype).model
     except (ValueError, NotImplementedError):
         if dtype is not torch.float32:
             raise
-        return load(str(folder), device=device, dtype=torch.bfloat16, trust_remote_code=False).model
+        return load(dtype=torch.bfloat16).model
 
 
 def is_kernel(module: torch.nn.Module) -> bool:

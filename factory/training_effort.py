@@ -33,6 +33,11 @@ def training(
     )
 
 
+def precision_of(stage: Distillation, dtype: str) -> str:
+    """What products run in beside a target of that dtype."""
+    return dtype if stage.precision == "auto" else stage.precision
+
+
 def _trained(stage: Distillation, drafter: Shape) -> tuple[int, int]:
     """Weights that are trained: all, and those of them that are Muon's."""
     matrices = drafter.layers * drafter.layer_parameters
@@ -69,7 +74,7 @@ def _passing(stage: Distillation, drafter: Shape, target: Shape, text: Text, dty
     input. The logits of a chunk four times; the target's states of the text, where they are kept, and of the
     held-out text; the cache of what the drafter writes itself."""
     tokens = stage.batch * text.row_tokens
-    layer = (34 if BITS[dtype] == 16 else 68) * tokens * drafter.hidden
+    layer = (34 if BITS[precision_of(stage, dtype)] == 16 else 68) * tokens * drafter.hidden
     activations = layer * drafter.layers
     if stage.gradient_checkpointing:
         activations = layer + 4 * tokens * drafter.hidden * drafter.layers
@@ -122,7 +127,8 @@ def _seconds(
     updates_s = steps * (UPDATE_BYTES + (12 if stage.ema else 0)) * trained / profile.bandwidth_bytes_per_s
     read_layers = target.layers if stage.teacher == "online" and stage.taught else 0
     host_s = steps * stage.accumulate * (passes * drafter.layers + read_layers) * profile.layer_overhead_s
-    return operations / profile.peak(dtype) / EFFICIENCY + updates_s + host_s + writing_s
+    peak = profile.peak(precision_of(stage, dtype))
+    return operations / peak / EFFICIENCY + updates_s + host_s + writing_s
 
 
 def _orthogonalising(inputs: int, outputs: int) -> float:

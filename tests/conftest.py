@@ -25,6 +25,15 @@ from factory import models  # noqa: F401 - silences what transformers says at im
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it gives
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is marked `gpu` waits for one: it is skipped by name, never left out."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device: torch finds none here"))
+
+
 GQA = {"num_key_value_heads": 2, "head_dim": 8}
 # What each family's config needs beside the sizes that all have. The windows are short: every test crosses them.
 OWN: dict[str, dict[str, Any]] = {

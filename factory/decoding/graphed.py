@@ -31,9 +31,13 @@ ROWS = 64  # of the largest batch that is recorded
 _BUCKET = 256  # cached slots that a recorded pass reads, at least; then by powers of two
 
 
-def why_no_fusion(device: torch.device) -> str | None:
-    """Why layers cannot be compiled for that device; None where they can."""
-    if device.type == "cuda" and not has_triton():
+def why_no_fusion(device: torch.device, traceable: bool = True) -> str | None:
+    """Why layers cannot be compiled for that device; None where they can. `traceable`: as a Network says."""
+    if device.type != "cuda":
+        return None
+    if not traceable:
+        return "layers are recorded as they are, not fused: gptqmodel's kernels cannot be compiled with the rest"
+    if not has_triton():
         return "layers are recorded as they are, not fused: torch finds no Triton, or the GPU is too old for it"
     return None
 
@@ -101,7 +105,7 @@ class GraphedReader(LeanReader):
             kernels=kernels,
         )
         if fuse is None:
-            self.why = why_no_fusion(self.device)
+            self.why = why_no_fusion(self.device, network.traceable)
             fuse = self.device.type != "cpu" and self.why is None
         if fuse:
             self._pass.fuse()

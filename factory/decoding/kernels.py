@@ -24,7 +24,7 @@ from factory.decoding.launching import (
 )
 
 MOST_ROWS = 16  # that a skinny product takes
-MOST_TOKENS = 32  # queries a row of the batch in decode_attention
+MOST_TOKENS = 128  # queries a row of the batch in decode_attention
 BLOCK_SLOTS = 64  # slots of a cache that are read at a time
 MOST_SPLITS = 64
 PROGRAMS = 2  # for each of the GPU's processors, at least, before work is split further
@@ -136,7 +136,6 @@ def _skinny_product(
     residual_stride = 0 if residual is None else residual.stride(0)
     numbers = (rows, outputs, inputs, part, x.stride(0), weight.stride(0), residual_stride, eps)
     common = {
-        "SPLITS": splits,
         "GATED": gated,
         "HAS_BIAS": bias is not None,
         "HAS_RESIDUAL": residual is not None,
@@ -147,6 +146,7 @@ def _skinny_product(
     grid = (cdiv(outputs, block_n), splits)
     with of_device(x):
         blocks = {"BLOCK_N": block_n, "BLOCK_K": block_k, "STAGES": stages, "HAS_NORM": norm is not None}
+        blocks["SPLIT"] = splits > 1
         if dotted:
             kernels.dotted[grid](*tensors, *numbers, **blocks, **common, num_warps=warps)
         else:
@@ -154,7 +154,7 @@ def _skinny_product(
             kernels.summed[grid](*tensors, *numbers, **shape, **blocks, **common, num_warps=warps)
         if splits > 1:
             grid = (cdiv(outputs, 256), rows)
-            more = (scratch, *tensors[2:3], tensors[4], out, rows, outputs, residual_stride)
+            more = (scratch, tensors[2], tensors[4], out, splits, rows, outputs, residual_stride)
             kernels.gathered[grid](*more, BLOCK_N=256, **common, num_warps=2)
     return out
 
@@ -196,7 +196,7 @@ def takes_heads(width: int) -> bool:
 
 
 def decode_attention(
-    queries: torch.Tensor,  # [B, H, T, W], T <= 32
+    queries: torch.Tensor,  # [B, H, T, W], T <= 128
     keys: torch.Tensor,  # [B, KV, S, W]
     values: torch.Tensor,  # [B, KV, S, W]
     positions: torch.Tensor,  # [B or 1, T] int64
@@ -236,11 +236,12 @@ def _decode_attention(
     batch, heads, tokens, width = queries.shape
     kv = keys.shape[1]
     rows = heads // kv * tokens
-    block_r = min(max(16, power(rows)), 64)
+    long = queries.dtype == torch.float32  # without tensor cores: small tiles, many threads
+    block_r = min(max(16, power(rows)), 16 if long else 64)
     block_w = max(16, power(width))
     row_blocks = cdiv(rows, block_r)
     splits = splits or attention_splits(batch * kv * row_blocks, keys.shape[2], processors_of(queries.device))
-    block_s = BLOCK_SLOTS if block_w * queries.element_size() <= 256 else BLOCK_SLOTS // 2
+    block_s = BLOCK_SLOTS // 2 if long or block_w > 128 else BLOCK_SLOTS
     early = early and not interpreted
     parts = peaks = sums = out
     if splits > 1:
@@ -264,7 +265,7 @@ def _decode_attention(
             queries, keys, values, positions, out, parts, peaks, sums, keys.shape[2], scale * _LOG2_E,
             *strides, *placed.stride(),
             WINDOW=window, BLOCK_R=block_r, BLOCK_S=block_s, **common,
-            num_warps=4, num_stages=3 if block_r <= 32 else 2,
+            num_warps=8 if long else 4, num_stages=2 if long or block_r > 32 else 3,
         )  # fmt: skip
         if splits > 1:
             kernels.joined[batch * kv, rows](parts, peaks, sums, out, **common, BLOCK_P=power(splits), num_warps=4)

@@ -7,8 +7,8 @@ registers while it multiplies the present one; where its blocks are 256 bfloat16
 the weight have one layout and no thread waits for another inside the loop. `dotted` pads the rows
 to 16 for the tensor cores and brings tiles to shared memory some stages ahead.
 
-All arithmetic is float32 and rounds where transformers' modules round. Sums have one order: with
-SPLITS > 1 each part of K goes to a scratch tensor, and `gathered` adds them in order, so that equal
+All arithmetic is float32 and rounds where transformers' modules round. Sums have one order:
+where K is SPLIT each part goes to a scratch tensor, and `gathered` adds them in order, so that equal
 input gives equal bits.
 
 EARLY is programmatic dependent launch (capability 9.0): the kernel starts while the one before it
@@ -113,7 +113,7 @@ def _row_tile(row, at, K, norm, scale, HAS_NORM: tl.constexpr, INTERPRETED: tl.c
 def summed(
     x, weight, bias, norm, residual, out, scratch, M, N, K, part, x_stride, weight_stride, residual_stride, eps,
     TWO: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, VECTOR: tl.constexpr, WIDE: tl.constexpr,
-    STAGES: tl.constexpr, SPLITS: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    STAGES: tl.constexpr, SPLIT: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, EARLY: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """One row of x, or with TWO two, by multiplying and adding in registers."""
@@ -157,7 +157,7 @@ def summed(
     for index in tl.static_range(2 if TWO else 1):
         found = tl.sum(second if index else total, 1)[None, :]
         rows = index + tl.arange(0, 1)
-        if SPLITS > 1:
+        if SPLIT:
             at = first + tl.arange(0, BLOCK_N)
             tl.store(scratch + (split * M + rows[:, None]) * N + at[None, :], found, mask=(at < N)[None, :])
         else:
@@ -170,7 +170,7 @@ def summed(
 @triton.jit(do_not_specialize=["M"])
 def dotted(
     x, weight, bias, norm, residual, out, scratch, M, N, K, part, x_stride, weight_stride, residual_stride, eps,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr, GATED: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, SPLIT: tl.constexpr, GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, EARLY: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -207,7 +207,7 @@ def dotted(
             units = _normed(read.to(tl.float32), gain[None, :], scale[:, None], dtype, INTERPRETED)
             read = units.to(dtype)
         total = multiplied(read, tl.trans(tile), total, INTERPRETED)
-    if SPLITS > 1:
+    if SPLIT:
         at = first + tl.arange(0, BLOCK_N)
         places = scratch + (split * M + rows[:, None]) * N + at[None, :]
         tl.store(places, total, mask=(rows < M)[:, None] & (at < N)[None, :])
@@ -218,13 +218,13 @@ def dotted(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "splits"])
 def gathered(
-    scratch, bias, residual, out, M, N, residual_stride,
-    BLOCK_N: tl.constexpr, SPLITS: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    scratch, bias, residual, out, splits, M, N, residual_stride,
+    BLOCK_N: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, EARLY: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Adds the parts of K, in their order: scratch [SPLITS, M, N] float32."""
+    """Adds the parts of K, in their order: scratch [splits, M, N] float32."""
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
@@ -232,7 +232,7 @@ def gathered(
     rows = tl.program_id(1) + tl.arange(0, 1)
     at = first + tl.arange(0, BLOCK_N)
     total = tl.zeros([1, BLOCK_N], tl.float32)
-    for split in tl.static_range(SPLITS):
+    for split in range(splits):
         total += tl.load(scratch + (split * M + rows[:, None]) * N + at[None, :], mask=(at < N)[None, :], other=0.0)
     _finished(
         total, rows, _columns(first, N, BLOCK_N, GATED), first, bias, residual, out, M, N, residual_stride,

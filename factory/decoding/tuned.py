@@ -188,7 +188,7 @@ def graph_seconds(run: Callable[[], object]) -> float:
     with torch.cuda.stream(stream):
         run()  # compiles
         stream.synchronize()
-        graph.capture_begin()
+        graph.capture_begin(capture_error_mode="thread_local")  # other threads may use the device meanwhile
         try:
             run()
         finally:
@@ -214,44 +214,53 @@ def _title(linear: Linear) -> str:
     return f"{weight.shape[0]} x {weight.shape[1]} {name_of(weight.dtype)}" + ", bias" * (bias is not None)
 
 
-def _fastest(alike: Sequence[Linear], rows: int, timer: Timer) -> tuple[Config | None, dict[str, Any]]:
-    """The best configuration for weights of one shape, None for the plain product, and what to say about it."""
+def compared(alike: Sequence[Linear], rows: int, timer: Timer = graph_seconds) -> tuple[float, dict[Config, float]]:
+    """Seconds of one product with weights of one shape: cuBLAS's, and those of each configuration that is right here.
+
+    One that does not fit the device, or is off by more than rounding, has infinity.
+    """
     weight = alike[0][0]
     size = weight.numel() * weight.element_size()
     probes = alike[: max(1, math.ceil(_BYTES / size))]
     times = max(1, min(math.ceil(_READ / (size * len(probes))), 512 // len(probes))) if weight.is_cuda else 1
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, weight.shape[1], generator=generator).to(weight)
-    plain_s = timer(_over(plain_products(probes), x, times)) / (times * len(probes))
     exact = composed(x, *probes[0]).float()
-    best: Config | None = None
-    best_s = GAIN * plain_s
+
+    def timed(products: Sequence[Product]) -> float:
+        return timer(_over(products, x, times)) / (times * len(probes))
 
     def tried(config: Config) -> float:
         try:
             error = (skinny_product(x, *probes[0], config).float() - exact).abs().max() / exact.abs().max()
             if not float(error) < 0.02:  # NaN among them
                 return math.inf
-            kernels: list[Product] = [SkinnyProduct(probe, {rows: config}) for probe in probes]
-            return timer(_over(kernels, x, times)) / (times * len(probes))
+            return timed([SkinnyProduct(probe, {rows: config}) for probe in probes])
         except Exception:  # Triton has a class of its own for each way in which one configuration does not fit a device
             return math.inf
 
+    plain_s = timed(plain_products(probes))
     offered = configs(rows, weight.shape[0], weight.shape[1], processors_of(weight.device))
-    timed = {config: tried(config) for config in offered}
-    fastest = min(offered, key=lambda config: timed[config])
-    if weight.is_cuda and torch.cuda.get_device_capability(weight.device) >= (9, 0) and timed[fastest] < math.inf:
-        early = fastest._replace(early=True)
-        timed[early] = tried(early)
-        fastest = min(fastest, early, key=lambda config: timed[config])
-    if timed[fastest] <= best_s:
-        best, best_s = fastest, timed[fastest]
-    found_s = plain_s if best is None else best_s
+    seconds = {config: tried(config) for config in offered}
+    fastest = min(offered, key=lambda config: seconds[config])
+    if weight.is_cuda and torch.cuda.get_device_capability(weight.device) >= (9, 0):
+        hurried = fastest._replace(early=True)
+        seconds[hurried] = tried(hurried)
+    return plain_s, seconds
+
+
+def _fastest(alike: Sequence[Linear], rows: int, timer: Timer) -> tuple[Config | None, dict[str, Any]]:
+    """The best configuration for weights of one shape, None for the plain product, and what to say about it."""
+    plain_s, seconds = compared(alike, rows, timer)
+    fastest = min(seconds, key=lambda config: seconds[config])
+    best = fastest if seconds[fastest] <= GAIN * plain_s else None
+    found_s = plain_s if best is None else seconds[best]
+    weight = alike[0][0]
     facts = {
         "kernel": "plain" if best is None else str(best),
         "us": round(found_s * 1e6, 2),
         "plain_us": round(plain_s * 1e6, 2),
-        "gb_per_s": round(size / found_s / 1e9, 1),
+        "gb_per_s": round(weight.numel() * weight.element_size() / found_s / 1e9, 1),
     }
     return best, facts
 

@@ -48,8 +48,12 @@ class Laid:
     packed: bool = False  # several rows in one of B
 
     def to(self, device: torch.device) -> Laid:
-        """The same on a device."""
-        ids, positions, where, labels = (p.to(device) for p in (self.ids, self.positions, self.where, self.labels))
+        """The same on a device; to CUDA from pinned memory, so that no copy waits for what is queued there."""
+        pinned = device.type == "cuda"
+        ids, positions, where, labels = (
+            (part.contiguous().pin_memory() if pinned else part).to(device, non_blocking=True)
+            for part in (self.ids, self.positions, self.where, self.labels)
+        )
         return Laid(ids, positions, where, labels, self.packed)
 
 

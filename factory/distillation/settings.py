@@ -174,6 +174,9 @@ class Distillation(_Setting):
     batch: int = Field(default=8, ge=1, description="rows in one forward pass, over all processes")
     accumulate: int = Field(default=1, ge=1, description="forward passes in one optimizer step")
     pack: int | None = Field(default=None, ge=2, description="rows are laid end to end in blocks of so many tokens")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of products in training; auto: bfloat16 where the target runs in half precision"
+    )
     gradient_checkpointing: bool = Field(default=False, description="activations are computed again, not kept")
     compile: bool = Field(default=False, description="torch.compile the drafter's layers")
     checkpoint_every: int = Field(default=50, ge=1, description="optimizer steps between checkpoints")

@@ -111,14 +111,15 @@ class Training:
         rate = learning_rate(self._stage, self.step, self.steps)
         lessons, tokens = self._lessons.of_step(self.step, progress, self._trained)
         terms = terms_at(self._stage.terms, progress)
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=self._drafter.device)
         for number, lesson in enumerate(lessons):
             with summed(self._model, last=number == len(lessons) - 1), self._mixed():
                 loss = self._learn(lesson, terms)
-            total += loss.double().cpu()
-        mean = self._processes.sum(float(total)) / self._processes.world
+            total += loss.double()
         norm = clip_grad_norm_(self._weights, self._stage.clip)
-        size = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        loss_sum, size = torch.stack((total, norm.double())).tolist()  # a step's only wait of ours for the device
+        mean = self._processes.sum(loss_sum) / self._processes.world
         if not (math.isfinite(mean) and math.isfinite(size)):
             raise FactoryError(self._diverged(mean, size, self.step))
         for optimizer in self._optimizers:
@@ -140,9 +141,13 @@ class Training:
         return loss
 
     def _mixed(self) -> Any:
-        """bfloat16 products over float32 master weights, where the target itself runs in half precision."""
-        device = self._drafter.device.type
-        return torch.autocast(device, dtype=torch.bfloat16) if self._given.half else nullcontext()
+        """bfloat16 products over float32 master weights (Micikevicius et al., arXiv 1710.03740), as `precision` says.
+
+        Weights, gradients and the optimizers' states stay float32: a step is often smaller than half of what
+        bfloat16 can tell apart, 2^-9 of a weight, and would be lost.
+        """
+        half = self._given.half if self._stage.precision == "auto" else self._stage.precision == "bfloat16"
+        return torch.autocast(self._drafter.device.type, dtype=torch.bfloat16) if half else nullcontext()
 
     def _look(self) -> None:
         """Judge the weights as they stand (their mean, with `ema`), and keep them where they are the best so far."""

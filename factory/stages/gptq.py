@@ -236,6 +236,7 @@ def compare(source: Path, destination: Path, quantizer: Any, text: TextBlocks, d
 
     with quiet():  # memory holds what is stored (v1, zeros less one); kernels compute with v2
         convert_gptq_v1_to_v2_format(quantizer.model, quantizer.quantize_config, quantizer.qlinear_kernel)
+    quantizer.model.to(device)  # what was quantised on a GPU was packed on the host, the rest may be anywhere
     rows = [text.rows([index]) for index in range(min(MEASURED_ROWS, len(text)))]
     squares = dict.fromkeys(("plain", "half", "memory", "reloaded", "quantized"), 0.0)
     divergence, shared, count = 0.0, 0.0, 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -30,8 +30,25 @@ class FusedLoss:
     """What `fused_loss` returns. The sums count every position by its weight, but no term's weight, nor T^2."""
 
     loss: Tensor  # scalar, with a graph; its backward pass can run once
-    values: dict[str, float]  # sum_n w_n value_n of each term: nats, probabilities for the variations
-    overlap: float | None  # sum_n w_n sum_v min(p, q) at T; None where it was not asked for
+    names: tuple[str, ...]  # of the terms
+    sums: Tensor  # [terms + 1], on the device; the last one is the overlap's
+    with_overlap: bool
+
+    @cached_property
+    def _read(self) -> list[float]:
+        """Asked for once, and only where they are wanted: it waits until the device has done all that is queued."""
+        found: list[float] = self.sums.tolist()
+        return found
+
+    @property
+    def values(self) -> dict[str, float]:
+        """sum_n w_n value_n of each term: nats, probabilities for the variations."""
+        return dict(zip(self.names, self._read, strict=False))
+
+    @property
+    def overlap(self) -> float | None:
+        """sum_n w_n sum_v min(p, q) at T; None where it was not asked for."""
+        return self._read[-1] if self.with_overlap else None
 
 
 def fused_loss(
@@ -73,9 +90,7 @@ def fused_loss(
         wanted=tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, weight, bias)),
     )
     loss, sums = _Fused.apply(hidden, weight, bias, loss_of)  # type: ignore[no-untyped-call]
-    *values, shared = sums.tolist()
-    named = {each.name: value for each, value in zip(terms, values, strict=True)}
-    return FusedLoss(loss, named, shared if with_overlap else None)
+    return FusedLoss(loss, tuple(each.name for each in terms), sums.detach(), with_overlap)
 
 
 def _check(

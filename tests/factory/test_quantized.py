@@ -24,7 +24,7 @@ from factory.decoding.wiring import network_of, why_not
 from factory.errors import ModelError
 from factory.located import read_config
 from factory.models import hidden_states, load_model
-from factory.quantized import is_kernel, is_quantized, kernel_of, loader_of, only_saves_size
+from factory.quantized import _backends, is_kernel, is_quantized, kernel_of, loader_of, only_saves_size
 from factory.stages import Gptq
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt")
@@ -121,6 +121,32 @@ def test_the_own_forward_pass_computes_what_the_modules_do(family: str, quantize
     torch.testing.assert_close(exact[1], exact[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(exact[2], exact[0], rtol=0, atol=1e-4)
     assert (exact[0] - kernels[0]).abs().max() < spread.max()  # they do stand for the kernels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # one for each loader
+def test_another_kernel_can_be_asked_for(
+    family: str, quantized: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = load_model(quantized[family], dtype=torch.bfloat16)
+    monkeypatch.setattr("factory.quantized._backends", lambda _: ("no such kernel", "gptq_torch"))
+    other = load_model(quantized[family], dtype=torch.bfloat16)
+    assert kernel_of(usual) != kernel_of(other) == "TorchLinear"
+    expected, found = (hidden_states(model, IDS, EVERYWHERE).float() for model in (usual, other))
+    assert (found - expected).norm() < 0.1 * expected.norm()
+
+
+def test_kernels_that_must_be_compiled_are_for_where_a_compiler_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _backends("cpu") == ("auto",)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    assert _backends("cuda:0") == ("gptq_triton", "gptq_torch")
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(tmp_path))
+    assert _backends("cuda:0") == ("gptq_triton", "gptq_torch")  # a runtime without a compiler
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").touch(mode=0o755)
+    assert _backends("cuda:0") == ("auto", "gptq_triton", "gptq_torch")
 
 
 @pytest.mark.slow

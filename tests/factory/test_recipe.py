@@ -321,7 +321,14 @@ def test_every_field_of_every_stage_enters_its_digest() -> None:
                 "select": Selection(keep=0.5),
             },
             **{"optimizer": "muon", "ema": 0.9, "freeze": ("head",), "lora": 4, "pack": 64, "compile": True},
-            **{"untie_head": True, "gradient_checkpointing": True, "check_every": 3, "patience": 2, "keep": "last"},
+            **{
+                "untie_head": True,
+                "gradient_checkpointing": True,
+                "precision": "float32",
+                "check_every": 3,
+                "patience": 2,
+                "keep": "last",
+            },
         },
         "gptq": {"bits": 3, "group_size": 64, "sym": False, "act_order": True, "samples": 7, "damp": 0.1},
     }

@@ -73,7 +73,7 @@ def assert_reads_wide(kernel: Any) -> None:
 @pytest.mark.parametrize("config", [*SUMMED, *DOTTED], ids=str)
 def test_products_fit_an_h100(config: Config, tmp_path: Path) -> None:
     blocks = {"BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "STAGES": config.stages, "VECTOR": 8}
-    blocks |= {"WIDE": 2048 * config.warps, "SPLITS": 1, "TWO": True}
+    blocks |= {"WIDE": 2048 * config.warps, "SPLIT": False, "TWO": True}
     kernel = triton_products.dotted if config.dotted else triton_products.summed
     plain = compiled(kernel, {**EXTRAS, **blocks}, config.warps)
     assert_reads_wide(plain)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
 
 from factory.decoding import tuned as room
-from factory.decoding.kernels import Config, configs
+from factory.decoding.kernels import Config, configs, decode_attention
 from factory.decoding.tuned import LIMIT_S, SkinnyProduct, composed, tuned_cuda_products
 from factory.decoding.wiring import Linear
 
@@ -120,6 +121,26 @@ def test_what_is_given_with_a_product_is_done(chosen: dict[int, Config]) -> None
     gate, up = F.linear(norm * unit, weight, bias).chunk(2, -1)
     torch.testing.assert_close(found, F.silu(gate) * up + residual, rtol=1e-4, atol=1e-4)
     assert found.shape == composed(x, weight, bias, gated=True).shape
+
+
+@interpreted
+def test_layers_share_one_compilation() -> None:
+    """A product is an object: a compiled layer must not be bound to that of one layer."""
+    given = [(torch.randn(8, 40), None) for _ in range(3)]
+    products = [SkinnyProduct(linear, {1: Config(True, 16, 64, 2, 2)}) for linear in given]
+    counter = CompileCounter()
+
+    def layer(product: SkinnyProduct, x: torch.Tensor, cached: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        queries = product(x, 1).view(1, 1, 1, 8)
+        return decode_attention(queries, cached, cached, positions, 1.0)
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=False, backend=counter)
+    x, positions = torch.randn(1, 1, 40), torch.tensor([[3]])
+    for product, slots in zip(products, (9, 20, 33), strict=True):
+        cached = torch.randn(1, 1, slots, 8)
+        torch._dynamo.mark_dynamic(cached, 2)
+        torch.testing.assert_close(compiled(product, x, cached, positions), layer(product, x, cached, positions))
+    assert counter.frame_count == 1
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter runs on a CPU")
