@@ -4,6 +4,9 @@
 #   make check   set up, run lint, types, import contracts, and check every shipped recipe
 #   make bench   set up, make two better drafters, measure the decoder's goals on an idle machine (about 20 minutes)
 #   make setup   only set up        make clean   remove .venv, caches and what the demo made
+#   make wheels     what a GPU machine without a network lacks, as wheels for its Python 3.12, into .wheels/
+#   make gpu-check  everything that waits for a GPU, on a machine that has one; sets nothing up, needs no network
+#                   SIZE=small on a CPU; ONLY="steps rounds", OUT=folder, BUDGET=seconds, DRAFTER=artifact, GPT_FAST=checkout
 
 SHELL := /bin/sh
 PYTHON ?= python3
@@ -11,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench wheels gpu-check clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -41,5 +44,14 @@ bench: setup
 	$(BIN)/factory build recipes/demo/patient.yaml --out artifacts/demo
 	$(BIN)/python docs/benchmarks/decoder.py --drafter artifacts/demo/patient--keep1 artifacts/demo/patient--keep2
 
+wheels:
+	@$(PYTHON) docs/wheels.py $(if $(PYTHON312),--python312 $(PYTHON312))
+
+# A PYTHON that was named comes first, then what `make setup` left, then the machine's own.
+gpu-check:
+	@$(if $(filter file,$(origin PYTHON)),$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)),$(PYTHON)) \
+		docs/benchmarks/gpu_check.py $(if $(SIZE),--size $(SIZE)) $(if $(OUT),--to $(OUT)) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(BUDGET),--budget $(BUDGET)) $(if $(DRAFTER),--drafter $(DRAFTER)) $(if $(GPT_FAST),--gpt-fast $(GPT_FAST))
+
 clean:
-	rm -rf $(VENV) build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache artifacts/demo
+	rm -rf $(VENV) build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache artifacts/demo .wheels work/gpu-check

@@ -8,8 +8,9 @@ its own, and would fill in what is not said, so all of it is said (read in 5.17 
   constant; its confidence threshold, 0.4 by default, would end a draft early and is set to 0.
 - what a call leaves open comes from the model's generation config, `top_k` 50 and EOS among it. A
   peer therefore runs a shallow copy of the model with a config of its own; the weights are shared.
-- on a CPU `cache_implementation="static"` compiles only when told so; each new cache length compiles
-  again, so the longest prompt goes first. Assisted generation refuses static caches (#32946).
+- `cache_implementation="static"` compiles by itself on CUDA (CUDA graphs among it, as its own default has it), and on
+  a CPU only when told so; each new cache length compiles again, so the longest prompt goes first. Assisted generation
+  refuses static caches (#32946).
 - prompt lookup takes n-grams of up to 2 tokens by default, and is given our 3. It takes the first
   match, ours the latest.
 
@@ -232,9 +233,11 @@ def compiled(match: Match, prompts: Sequence[Prompt]) -> tuple[Peer, float]:
     `prompts` are those that it will be given: the longest one decides the cache's length. Raises what
     torch.compile raises.
     """
-    how = CompileConfig(mode="default")
-    how._compile_all_devices = True  # else a CPU's forward pass stays as it is
-    peer = Peer(COMPILED, match, settings={"cache_implementation": "static", "compile_config": how})
+    settings: dict[str, Any] = {"cache_implementation": "static"}
+    if match.target.device.type == "cpu":
+        settings["compile_config"] = how = CompileConfig(mode="default")
+        how._compile_all_devices = True  # else a CPU's forward pass stays as it is
+    peer = Peer(COMPILED, match, settings=settings)
     watch = Stopwatch(str(match.target.device))
     begun_s = watch.now_s()
     peer.write(max(prompts, key=lambda prompt: len(prompt.ids)), Sampling())

@@ -254,9 +254,9 @@ def auto_k(contests: Contests, temperatures: Sequence[float]) -> Iterator[Row]:
         )
 
 
-def batches(pair: Pair) -> Iterator[Row]:
-    """Tokens a second of a batch / of its prompts one by one, the target alone, greedy."""
-    size, reader, seed = pair.settings.batch, pair.reader(), pair.settings.seed
+def batches(pair: Pair, size: int | None = None, least: float | None = 3.0) -> Iterator[Row]:
+    """Tokens a second of a batch / of its prompts one by one, the target alone, greedy. `least` is the goal."""
+    size, reader, seed = size or pair.settings.batch, pair.reader(), pair.settings.seed
     groups = [pair.prompts[at : at + size] for at in range(0, size * pair.settings.groups, size)]
     groups = [group for group in groups if len(group) == size]
     if len(groups) < 2:
@@ -264,7 +264,7 @@ def batches(pair: Pair) -> Iterator[Row]:
     totals = [[0.0] * 4 for _ in groups]
 
     def write(group: Sequence[Prompt]) -> int:
-        noise = Noise(seed, [prompt.request for prompt in group])
+        noise = Noise(seed, [prompt.request for prompt in group], reader.device)
         done = autoregressive(reader, [prompt.ids for prompt in group], Sampling(), pair.limits, noise)
         return sum(len(one.tokens) for one in done)
 
@@ -286,7 +286,7 @@ def batches(pair: Pair) -> Iterator[Row]:
         f"batch {size} / batch 1, tokens a second, the target alone",
         pair.name,
         ratio,
-        (">=", 3.0),
+        (">=", least) if least is not None else None,
         tokens_per_s_alone=one_by_one,
         tokens_per_s_batch=sum(total[3] for total in totals) / sum(total[2] for total in totals),
         prompts=size * len(groups),

@@ -1,8 +1,8 @@
-"""The two pairs that docs/benchmarks/decoder.py measures: the shipped target, and a 110M shape with random weights."""
+"""The pairs that docs/benchmarks/decoder.py measures: the shipped target, and a 110M shape with random weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Settings:
     layers: int = 12
     ffn: int = 2048
     vocabulary: int = 32000
+    head_dim: int = 64
     context: int = 1024
     seed: int = 0
 
@@ -102,12 +103,14 @@ class Pair:
     limits: Limits
     settings: Settings
     note: str | None = None
+    dtype: str = DTYPE
+    opened: Callable[[PreTrainedModel, ReaderKind], Reader] = open_reader
     _readers: dict[tuple[str, str], Reader] = field(default_factory=dict)
 
     def reader(self, whose: str = "", kind: ReaderKind = "auto") -> Reader:
         """Of the target, or of a drafter by its name; opened once, which on a CPU packs weights."""
         if (whose, kind) not in self._readers:
-            self._readers[whose, kind] = open_reader(self.drafters[whose] if whose else self.target, kind)
+            self._readers[whose, kind] = self.opened(self.drafters[whose] if whose else self.target, kind)
         return self._readers[whose, kind]
 
     @property
@@ -124,7 +127,7 @@ class Pair:
     def shape(self, whose: str = "") -> Shape:
         """As it runs."""
         model = self.drafters[whose] if whose else self.target
-        return served(shape_from_config(model.config.to_dict()), DTYPE)
+        return served(shape_from_config(model.config.to_dict()), self.dtype)
 
     def match(self, drafter: str | None, k: int) -> Match:
         """For eval/peers.py."""
@@ -184,40 +187,70 @@ def big(settings: Settings) -> Pair:
     Where weights are random no later layer agrees with the first one, so the later ones are made to
     matter little (LATER). Every tensor keeps its size, and is read and multiplied as any other.
     """
+    keep = settings.drafter_layers
+    target = random_llama(settings, DTYPE)
+    weaken(target, keep, LATER[keep])
+    return Pair(
+        BIG,
+        target,
+        {first_layers(keep): its_first_layers(target, keep)},
+        random_prompts(settings, [12 + request % 17 for request in range(prompts_needed(settings))]),
+        [],
+        Limits(settings.big_new_tokens, frozenset(), settings.context),
+        settings,
+        ARRANGED,
+    )
+
+
+def random_llama(settings: Settings, dtype: str, device: str = "cpu") -> PreTrainedModel:
+    """A Llama of the sizes in `settings`, made on the device; its logits are as far apart as a trained model's."""
     config = LlamaConfig(
         hidden_size=settings.hidden,
         intermediate_size=settings.ffn,
         num_hidden_layers=settings.layers,
-        num_attention_heads=settings.hidden // 64,
-        num_key_value_heads=settings.hidden // 64,
+        num_attention_heads=settings.hidden // settings.head_dim,
+        num_key_value_heads=settings.hidden // settings.head_dim,
         vocab_size=settings.vocabulary,
         max_position_embeddings=settings.context,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=None,
     )
-    keep = settings.drafter_layers
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad(), torch.device(device):
         torch.manual_seed(settings.seed)
-        target = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, DTYPE)).eval().requires_grad_(False)
-        target.lm_head.weight.mul_(HEAD)
-        for layer in target.model.layers[keep:]:
-            layer.self_attn.o_proj.weight.mul_(LATER[keep])
-            layer.mlp.down_proj.weight.mul_(LATER[keep])
-    edit = DropLayers(kind="drop_layers", keep=list(range(keep))).decide(shape_from_config(config.to_dict()), {})
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval().requires_grad_(False)
+        model.lm_head.weight.mul_(HEAD)
+    return model
+
+
+@torch.no_grad()
+def weaken(model: PreTrainedModel, keep: int, factor: float) -> None:
+    """Scale what the layers behind the first `keep` add, in place."""
+    for layer in model.model.layers[keep:]:
+        layer.self_attn.o_proj.weight.mul_(factor)
+        layer.mlp.down_proj.weight.mul_(factor)
+
+
+def its_first_layers(model: PreTrainedModel, keep: int) -> PreTrainedModel:
+    """A drafter of them."""
+    shape = shape_from_config(model.config.to_dict())
+    return carve_module(model, DropLayers(kind="drop_layers", keep=list(range(keep))).decide(shape, {}))
+
+
+def first_layers(keep: int) -> str:
+    """The name of such a drafter."""
+    return f"its first {keep} layers" if keep > 1 else "its first layer"
+
+
+def prompts_needed(settings: Settings) -> int:
+    """By contests and by batches."""
+    return max(settings.big_prompts, settings.batch * settings.groups)
+
+
+def random_prompts(settings: Settings, lengths: Sequence[int]) -> list[Prompt]:
+    """Of these lengths, seeded."""
     generator = torch.Generator().manual_seed(settings.seed)
-    count = max(settings.big_prompts, settings.batch * settings.groups)
-    prompts = [
-        Prompt(request, torch.randint(3, settings.vocabulary, (12 + request % 17,), generator=generator).tolist())
-        for request in range(count)
+    return [
+        Prompt(request, torch.randint(3, settings.vocabulary, (length,), generator=generator).tolist())
+        for request, length in enumerate(lengths)
     ]
-    return Pair(
-        BIG,
-        target,
-        {f"its first {keep} layers" if keep > 1 else "its first layer": carve_module(target, edit)},
-        prompts,
-        [],
-        Limits(settings.big_new_tokens, frozenset(), settings.context),
-        settings,
-        ARRANGED,
-    )

@@ -11,9 +11,11 @@ from typing import Any, get_args
 import torch
 from decoder_pairs import Pair, SkippedError
 
+from eval.bench import Stopwatch
 from eval.stats import Interval, speedup
 from factory.decoding.decoder import speculative
 from factory.decoding.drafters import ModelDrafter
+from factory.decoding.graphed import GraphedReader
 from factory.decoding.reader import Reader
 from factory.decoding.readers import ReaderKind, open_reader, require_target_reader
 from factory.decoding.sampling import Noise, Sampling
@@ -25,6 +27,7 @@ WARM_UP = 3  # passes
 AT = 48  # tokens before a pass that is timed alone
 Row = dict[str, Any]
 Pass = Callable[[], None]
+GREEDY = Sampling()
 
 
 def row(what: str, model: str, ratio: Interval, goal: tuple[str, float] | None = None, **detail: Any) -> Row:
@@ -41,14 +44,15 @@ def row(what: str, model: str, ratio: Interval, goal: tuple[str, float] | None =
     }
 
 
-def seconds(work: Pass) -> float:
-    """Of one run."""
-    begun_s = time.perf_counter()
+def seconds(work: Pass, device: str = "cpu") -> float:
+    """Of one run, all that the device was given done."""
+    watch = Stopwatch(device)
+    begun_s = watch.now_s()
     work()
-    return time.perf_counter() - begun_s
+    return watch.now_s() - begun_s
 
 
-def longer(base: Pass, arm: Pass, repeats: int) -> tuple[Interval, float, float]:
+def longer(base: Pass, arm: Pass, repeats: int, device: str = "cpu") -> tuple[Interval, float, float]:
     """How many times as long `arm` takes as `base`, taken in turn; and the mean seconds of both.
 
     A ratio of totals, its interval over repeats.
@@ -58,9 +62,9 @@ def longer(base: Pass, arm: Pass, repeats: int) -> tuple[Interval, float, float]
     quads = []
     for turn in range(repeats):
         if turn % 2:
-            arm_s, base_s = seconds(arm), seconds(base)
+            arm_s, base_s = seconds(arm, device), seconds(base, device)
         else:
-            base_s, arm_s = seconds(base), seconds(arm)
+            base_s, arm_s = seconds(base, device), seconds(arm, device)
         quads.append((arm_s, 1.0, base_s, 1.0))
     return speedup(quads), sum(quad[2] for quad in quads) / repeats, sum(quad[0] for quad in quads) / repeats
 
@@ -68,7 +72,7 @@ def longer(base: Pass, arm: Pass, repeats: int) -> tuple[Interval, float, float]
 def pass_of(reader: Reader, width: int, before: int = AT) -> Pass:
     """A pass of `width` tokens behind `before` others, taken back: what verification does, or a draft step at one."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, reader.vocabulary, (1, before + width), generator=generator)
+    ids = torch.randint(3, reader.vocabulary, (1, before + width), generator=generator).to(reader.device)
     reader.start(1, before + 64)
     reader.feed_last(ids[:, :before])
     block = ids[:, before:]
@@ -86,7 +90,7 @@ def pass_of(reader: Reader, width: int, before: int = AT) -> Pass:
 def one_and_many(reader: Reader, width: int) -> tuple[Pass, Pass]:
     """Passes of one token and of `width`, behind the same tokens."""
     many = pass_of(reader, width)
-    block = torch.full((1, 1), 5)
+    block = torch.full((1, 1), 5, device=reader.device)
 
     def one() -> None:
         reader.feed_last(block)
@@ -108,7 +112,7 @@ def verification(pair: Pair) -> Iterator[Row]:
             continue  # fell back to one that is measured anyway
         prepare_s = seconds(partial(reader.prepare, 1, [width], 64))
         compiling = {"compile_s": prepare_s} if kind in ("compiled", "graphed") else {}
-        ratio, one_s, many_s = longer(*one_and_many(reader, width), pair.settings.passes)
+        ratio, one_s, many_s = longer(*one_and_many(reader, width), pair.settings.passes, str(reader.device))
         goal = ("<=", 1.3) if kind == chosen else None
         said = " (taken by auto)" if kind == chosen else ""
         what = f"verification of {width} tokens / single step, reader {kind}{said}"
@@ -131,19 +135,19 @@ class Laps:
 def rounds(pair: Pair, drafter: str, sampling: Sampling) -> Row:
     """Seconds of a full round in decoding / k draft steps and a verification, each timed alone.
 
-    A round lasts from the moment it begins to draft to the moment the next one does: drafting,
-    verification, acceptance, rewinding and all Python between. Alone, draft steps and verifications are
-    timed in blocks before and after each output, at its middle length.
+    A round lasts from the moment it begins to draft to the moment the next one does: drafting, verification,
+    acceptance, rewinding and all Python between; it ends with tokens on the host, so no clock has to wait. Alone, draft
+    steps and verifications are timed in blocks before and after each output, at its middle length.
     """
     target, small, k = pair.reader(), pair.reader(drafter), pair.settings.k
     quads, parts = [], []
     for prompt in pair.timed * pair.settings.repeats:
         middle = len(prompt.ids) + pair.limits.max_new_tokens // 2
-        blocks = [alone(target, small, k, middle)]
-        laps, noise = Laps(), Noise(pair.settings.seed, [prompt.request])
+        blocks = [alone(target, small, k, middle, sampling)]
+        laps, noise = Laps(), Noise(pair.settings.seed, [prompt.request], target.device)
         given = ([prompt.ids], k, sampling, pair.limits, noise)
         written = speculative(target, ModelDrafter(small), *given, clock=laps)[0]
-        blocks.append(alone(target, small, k, middle))
+        blocks.append(alone(target, small, k, middle, sampling))
         begun_s = laps.begun_s.get("draft", [])
         lasted = [
             after - before
@@ -170,18 +174,45 @@ def rounds(pair: Pair, drafter: str, sampling: Sampling) -> Row:
     )
 
 
-def alone(target: Reader, drafter: Reader, k: int, before: int) -> tuple[float, float]:
+def alone(target: Reader, drafter: Reader, k: int, before: int, sampling: Sampling = GREEDY) -> tuple[float, float]:
     """Seconds of a draft step and of a verification, each in a block of its own."""
-    return block(pass_of(drafter, 1, before), 2 * k), block(pass_of(target, k + 1, before), 4)
+    device = str(target.device)
+    draft_s = block(draft_of(drafter, k, before, sampling), 2, device) / k
+    return draft_s, block(pass_of(target, k + 1, before), 4, device)
 
 
-def block(work: Pass, repeats: int) -> float:
+def draft_of(reader: Reader, k: int, before: int, sampling: Sampling) -> Pass:
+    """k draft steps behind `before` tokens, taken back: k passes, or one recording of them where the reader has it.
+
+    A recording draws its tokens too, as it does in decoding.
+    """
+    if not isinstance(reader, GraphedReader):
+        one = pass_of(reader, 1, before)
+
+        def passes() -> None:
+            for _ in range(k):
+                one()
+
+        return passes
+    pass_of(reader, 1, before)  # fills the cache
+    numbers = None if sampling.greedy else torch.full((1, k), 0.5, dtype=torch.float64, device=reader.device)
+
+    def once() -> None:
+        reader.write([[5, 5]], k, sampling, numbers, reader.vocabulary)
+        reader.rewind([before])
+
+    return once
+
+
+def block(work: Pass, repeats: int, device: str = "cpu") -> float:
     """Mean seconds of that many runs in a row, one to warm up before."""
     work()
-    begun_s = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    return (time.perf_counter() - begun_s) / repeats
+
+    def all_of_them() -> None:
+        for _ in range(repeats):
+            work()
+
+    return seconds(all_of_them, device) / repeats
 
 
 def draft_steps(pair: Pair, drafter: str, profile: DeviceProfile, kinds: Sequence[ReaderKind] = KINDS) -> Iterator[Row]:
@@ -200,7 +231,7 @@ def draft_steps(pair: Pair, drafter: str, profile: DeviceProfile, kinds: Sequenc
         work = pass_of(reader, 1)
         for _ in range(WARM_UP):
             work()
-        taken = [seconds(work) for _ in range(pair.settings.passes)]
+        taken = [seconds(work, str(reader.device)) for _ in range(pair.settings.passes)]
         ratio = speedup([(one_s, 1.0, floor_s, 1.0) for one_s in taken])
         step_s = sum(taken) / len(taken)
         yield row(

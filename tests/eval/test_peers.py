@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 
 import pytest
 import torch
+from packaging.version import parse
 from transformers import PreTrainedModel
 
 from eval import peers
@@ -42,6 +44,11 @@ def match_of(target: PreTrainedModel, *, k: int = 3, eos: frozenset[int] = froze
     return Match(target, off(target), k, Limits(new, eos, 160))
 
 
+def skip_what_transformers_cannot_crop(model: PreTrainedModel) -> None:
+    if getattr(model.config, "sliding_window", None) and parse(version("transformers")) < parse("5.23"):
+        pytest.skip("its assisted generation fails behind a sliding window before 5.23: the mask outgrows the cache")
+
+
 def by_name(match: Match) -> dict[str, peers.Contestant]:
     drafter = open_reader(match.drafter) if match.drafter is not None else None
     return {one.name: one for one in (*peers.ours(match, open_reader(match.target), drafter), *peers.peers(match))}
@@ -49,6 +56,7 @@ def by_name(match: Match) -> dict[str, peers.Contestant]:
 
 def test_all_contestants_write_the_same_greedy_tokens(tiny: Callable[..., PreTrainedModel]) -> None:
     target = tiny(layers=2, vocabulary=300, seed=1)
+    skip_what_transformers_cannot_crop(target)
     match = match_of(target)
     field = by_name(match)
     assert len(field) == 6
@@ -70,6 +78,7 @@ def test_all_contestants_write_the_same_greedy_tokens(tiny: Callable[..., PreTra
 def test_assisted_generation_proposes_and_accepts_what_ours_does(tiny: Callable[..., PreTrainedModel]) -> None:
     """Same k, same drafter: only in the first round, which reads the prompt as well, the two differ."""
     match = match_of(tiny(layers=2, vocabulary=300, seed=1), k=4)
+    skip_what_transformers_cannot_crop(match.target)
     field = by_name(match)
     for prompt in PROMPTS:
         mine = field[peers.OURS_DRAFTED].watched(prompt, GREEDY)
