@@ -133,10 +133,27 @@ def proved(folder: Path, python: str) -> str:
     return f"installed in a clean environment of Python {done.stdout.strip()}"
 
 
+def replaced(made: Path, folder: Path) -> None:
+    """Move the wheels there in the place of those that are there: two versions of a package stop an installation.
+
+    Nothing else there is touched. Raises WheelsError where no folder can be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.whl"):
+            old.unlink()
+        for wheel in made.glob("*.whl"):
+            shutil.copy(wheel, folder)
+    except OSError as error:
+        raise WheelsError(f"--to {folder}: {error.strerror}: name another folder") from error
+
+
 def main() -> int:
-    """Collect, weigh, prove. 1 where something is missing or too large."""
+    """Collect, weigh, prove. 2 where something is missing or too large."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--to", type=Path, default=WHEELS)
+    parser.add_argument(
+        "--to", type=Path, default=WHEELS, help="a folder, whose wheels are replaced; .wheels/ by default"
+    )
     parser.add_argument("--python312", metavar="PYTHON", help="that builds what is C, and proves that all installs")
     asked = parser.parse_args()
     try:
@@ -149,8 +166,7 @@ def main() -> int:
             print(fits(sizes))
             if wrong := misfits(sizes):
                 raise WheelsError(f"not for CPython 3.12 on x86-64 Linux: {', '.join(wrong)}")
-            shutil.rmtree(asked.to, ignore_errors=True)
-            shutil.copytree(made, asked.to)  # two versions of one package would stop the whole installation
+            replaced(made, asked.to)
         if newer is None:
             raise WheelsError(
                 f"{', '.join(COMPILED)} is missing, and gptqmodel with it: it is C and has no wheel, so a Python 3.12 "
@@ -159,7 +175,7 @@ def main() -> int:
         print(proved(asked.to, newer))
     except WheelsError as error:
         print(error, file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 

@@ -25,6 +25,18 @@ def test_more_than_may_travel_is_refused_with_the_list(wheels: Any) -> None:
         wheels.fits({**sizes, "c.whl": 2})
 
 
+def test_wheels_are_replaced_and_nothing_else_is_touched(wheels: Any, tmp_path: Path) -> None:
+    made, to = tmp_path / "made", tmp_path / "to"
+    for name in ("made/a-2.whl", "to/a-1.whl", "to/notes.txt", "to/kept/b.whl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    wheels.replaced(made, to)
+    assert sorted(path.name for path in to.iterdir()) == ["a-2.whl", "kept", "notes.txt"]
+    assert (to / "kept/b.whl").is_file()
+    with pytest.raises(wheels.WheelsError, match=r"notes\.txt: .* name another folder"):
+        wheels.replaced(made, to / "notes.txt")
+
+
 def test_versions_are_those_of_the_constraints(wheels: Any) -> None:
     constraints = (ROOT / "constraints.txt").read_text()
     everything = (*wheels.DOWNLOADED, *wheels.BUILT, *wheels.COMPILED)
