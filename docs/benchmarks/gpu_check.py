@@ -43,6 +43,7 @@ SLOWER = 3.0  # what a part at small size may take, in its own limits
 LEAST_S = 10.0  # with less left no part begins
 SHUTDOWN_S = 5.0  # that a part has between its last measurement and its end
 LOG_LINES = 25
+INTERRUPTED = 130  # exit code, as a shell has it
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def run(
             beside.pop()
     finally:
         for running in beside:  # Ctrl-C, say
-            running.end()
+            running.interrupt()
     return found
 
 
@@ -159,9 +160,18 @@ class Running:
         taken_s, kept = time.monotonic() - self._begun_s, _read(self._to)
         if status == 0 and kept is not None and kept["status"] != "running":
             return Outcome(name, str(kept["status"]), taken_s, kept["reason"])
-        if status >= 0:
-            reason += f": {_last_line(self._log)}"
-        kept = kept or {"part": name, "size": "unknown", "rows": [], "left_out": [], "facts": {}}
+        return self._failed(f"{reason}: {_last_line(self._log)}" if status >= 0 else reason)
+
+    def interrupt(self) -> None:
+        """End it before its time; where it was not through, its JSON keeps what was measured and says so."""
+        self.end()
+        kept = _read(self._to)
+        if kept is None or kept["status"] == "running":
+            self._failed("interrupted")
+
+    def _failed(self, reason: str) -> Outcome:
+        name, taken_s = self._part.name, time.monotonic() - self._begun_s
+        kept = _read(self._to) or {"part": name, "size": "unknown", "rows": [], "left_out": [], "facts": {}}
         if kept["rows"]:
             reason += f"; {len(kept['rows'])} rows were measured before"
         kept |= {"status": "failed", "reason": reason, "seconds": taken_s, "log": _last_lines(self._log)}
@@ -255,6 +265,14 @@ def has_cuda(environment: dict[str, str]) -> bool:
     return done.returncode == 0
 
 
+def budget(text: str) -> float:
+    """Seconds, as argparse asks for them."""
+    found = float(text)
+    if not found > 0:
+        raise argparse.ArgumentTypeError(f"{text} is no time: give seconds, more than 0")
+    return found
+
+
 def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -262,7 +280,7 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--to", type=Path, help="folder of JSON and table; here for a full run, else below work/")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="PART", help=f"of {', '.join(NAMES)}")
     parser.add_argument(
-        "--budget", type=float, metavar="SECONDS", help=f"for all parts together; {BUDGET_S['full']:.0f} at full size"
+        "--budget", type=budget, metavar="SECONDS", help=f"for all parts together; {BUDGET_S['full']:.0f} at full size"
     )
     parser.add_argument(
         "--drafter", nargs="+", type=Path, default=[], help="artifacts of the shipped target; else made here"
@@ -277,11 +295,18 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--drafter {', '.join(absent)}: no artifact there; `factory build` makes one")
     if found.gpt_fast and not (found.gpt_fast / "generate.py").is_file():
         parser.error(f"--gpt-fast {found.gpt_fast}: no checkout of gpt-fast there (no generate.py)")
+    if found.table and not found.table.is_dir():
+        parser.error(f"--table {found.table}: no such folder")
+    if found.to and found.to.exists() and not found.to.is_dir():
+        parser.error(f"--to {found.to}: is there and no folder: name another")
     return found
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Measure and print, or print what was measured. 1 where a part failed, 2 where nothing could begin."""
+    """Measure and print, or print what was measured.
+
+    1 where a part failed, 2 where nothing could begin, 130 where it was interrupted.
+    """
     asked = arguments_of(given)
     if asked.table:
         print(table(asked.table))
@@ -335,7 +360,17 @@ def main(given: Sequence[str] | None = None) -> int:
         replace(part, limit_s=slower * part.limit_s) for part in PARTS if not asked.only or part.name in asked.only
     ]
     budget_s = (asked.budget or BUDGET_S[size]) - (time.monotonic() - begun_s)
-    found = run(parts, command_of, to, SCRATCH / "logs", budget_s, lambda line: print(line, flush=True), environment)
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, so that no part outlives this process
+        signal.signal(ending, signal.default_int_handler)
+    try:
+        found = run(
+            parts, command_of, to, SCRATCH / "logs", budget_s, lambda line: print(line, flush=True), environment
+        )
+    except KeyboardInterrupt:
+        print(
+            f"interrupted: what was measured is kept in {to}; --only PART ... goes on with those parts", file=sys.stderr
+        )
+        return INTERRUPTED
     shown = table(to)
     write_atomically(to / "cuda.md", shown + "\n")
     print(

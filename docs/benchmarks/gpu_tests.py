@@ -15,13 +15,14 @@ from decoder_passes import Row
 from gpu_pairs import ROOT, Bench
 
 NO_TESTS = 5  # pytest's exit code where none was collected
-PYTEST = (sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests")
+PYTEST = (sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider")
+MARK = "pytest.mark.gpu"
 
 
 def tests(bench: Bench) -> Iterator[Row]:
     """No rows: counts, and every test that failed or was skipped, by name; without a GPU all are skipped.
 
-    Raises SkippedError without pytest, or without such tests.
+    Raises SkippedError without a GPU, without pytest, or without such tests.
     """
     if find_spec("pytest") is None:
         raise SkippedError("pytest is not installed")
@@ -29,10 +30,10 @@ def tests(bench: Bench) -> Iterator[Row]:
         names = collected()
         bench.facts["tests"] = {"passed": 0, "failed": 0, "skipped": len(names)}
         bench.left_out += [{"what": name, "status": "skipped", "reason": "needs a CUDA device"} for name in names]
-        return
+        raise SkippedError(f"{len(names)} tests need a CUDA device")
     report = bench.work / "tests.xml"
     report.unlink(missing_ok=True)
-    status = subprocess.run([*PYTEST, "-v", f"--junitxml={report}"], cwd=ROOT, check=False).returncode
+    status = subprocess.run([*PYTEST, *marked(), "-v", f"--junitxml={report}"], cwd=ROOT, check=False).returncode
     if status == NO_TESTS:
         raise SkippedError("no test is marked gpu")
     counts, told = outcomes(report)
@@ -43,9 +44,18 @@ def tests(bench: Bench) -> Iterator[Row]:
     yield from ()
 
 
+def marked(folder: Path = ROOT / "tests") -> list[str]:
+    """The test files that mark something, and the folders whose conftest.py does.
+
+    No other is imported: that takes time, and needs packages that such a machine may lack.
+    """
+    found = [path for path in sorted(folder.rglob("*.py")) if MARK in path.read_text(encoding="utf-8")]
+    return [str(path.parent if path.name == "conftest.py" else path) for path in found]
+
+
 def collected() -> list[str]:
     """The names of all tests that need a GPU. Raises SkippedError where there are none or they cannot be read."""
-    done = subprocess.run([*PYTEST, "--collect-only"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([*PYTEST, *marked(), "--collect-only"], cwd=ROOT, capture_output=True, text=True, check=False)
     names = [line.strip() for line in done.stdout.splitlines() if "::" in line]
     if done.returncode != 0 or not names:
         raise SkippedError(f"pytest collected no test that is marked gpu (exit code {done.returncode})")

@@ -130,6 +130,32 @@ def test_a_part_beside_the_next_does_not_keep_it_waiting(
     assert list(alone) == ["first"]
 
 
+def test_an_interrupted_part_is_ended_and_keeps_its_rows(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = module("gpu_check")
+    monkeypatch.setitem(DOES, "through", KEEP.format(kept=repr({**KEPT, "part": "through"})))
+    running = {**KEPT, "part": "begun", "status": "running"}
+    script = KEEP.format(kept=repr(running)) + "\nimport os, signal, time\nos.kill(os.getppid(), signal.SIGINT)"
+    monkeypatch.setitem(DOES, "begun", script + "\ntime.sleep(600)")
+    with pytest.raises(KeyboardInterrupt):
+        run(check, [check.Part("through", 30.0, beside=True), check.Part("begun", 30.0)], tmp_path)
+    kept = json.loads(check.file_of("begun", tmp_path).read_text())
+    assert (kept["status"], kept["rows"]) == ("failed", KEPT["rows"])
+    assert kept["reason"] == "interrupted; 1 rows were measured before"
+
+
+def test_only_files_that_mark_a_test_are_imported(module: Any, tmp_path: Path) -> None:
+    for name, text in {
+        "a/test_marked.py": "@pytest.mark.gpu\ndef test_it(): ...",
+        "a/test_other.py": "import nothing_that_is_installed",
+        "b/conftest.py": "marks=pytest.mark.gpu",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert module("gpu_tests").marked(tmp_path) == [str(tmp_path / "a/test_marked.py"), str(tmp_path / "b")]
+
+
 def test_the_table_says_what_waits_and_labels_what_is_enlarged(module: Any, tmp_path: Path) -> None:
     table = module("gpu_table")
     goals = len(table.GOALS)
@@ -247,7 +273,15 @@ def test_text_for_calibration_has_its_answers_marked(module: Any) -> None:
 
 def test_what_cannot_be_done_is_said_before_anything_begins(module: Any, tmp_path: Path) -> None:
     check = module("gpu_check")
-    for wrong in (["--drafter", "nowhere"], ["--gpt-fast", str(tmp_path)], ["--only", "everything"]):
+    for wrong in (
+        ["--drafter", "nowhere"],
+        ["--gpt-fast", str(tmp_path)],
+        ["--only", "everything"],
+        ["--budget", "0"],
+        ["--budget", "nan"],
+        ["--to", __file__],
+        ["--table", str(tmp_path / "none")],
+    ):
         with pytest.raises(SystemExit) as ended:
             check.arguments_of(wrong)
         assert ended.value.code == 2
