@@ -20,7 +20,10 @@ SCRIPT = Path(__file__).with_name("cuda_kernels.py")
 
 
 def products(bench: Bench) -> Iterator[Row]:
-    """A step's products against the floor, by number of rows; all else is among the facts. Raises SkippedError."""
+    """A step's products against the floor, by number of rows, then attention; all else is among the facts.
+
+    In Triton's interpreter, where no time means anything, how far attention is off. Raises SkippedError.
+    """
     if not SCRIPT.is_file():
         raise SkippedError(f"{SCRIPT.name} is not there")
     to = bench.work / "products.json"
@@ -44,6 +47,18 @@ def products(bench: Bench) -> Iterator[Row]:
             cublas=step["floor_ms"] / step["cublas_ms"],
             best_ms=step["best_ms"],
             cublas_ms=step["cublas_ms"],
+        )
+    for case in found["attention"]:
+        ratio = case["sdpa_us"] / case["us"] if "us" in case else case["largest_difference"]
+        what = (
+            "torch's attention / ours" if "us" in case else "our attention in Triton's interpreter, largest difference"
+        )
+        sizes = ("batch", "kv", "group", "tokens", "used", "slots", "width")
+        yield row(
+            f"{what}, " + ", ".join(f"{size} {case[size]}" for size in sizes),
+            SEVEN,
+            Interval(ratio, None, None),
+            **{name: value for name, value in case.items() if name not in sizes},
         )
     if done.returncode != 0:
         raise FactoryError(f"{SCRIPT.name}: a kernel was wrong or failed: {said}")
