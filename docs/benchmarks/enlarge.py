@@ -73,10 +73,20 @@ def main() -> None:
     print(json.dumps(facts))
 
 
+def require_writable(out: Path) -> None:
+    """Raises ModelError for a folder that is there already or cannot be."""
+    if out.exists():
+        raise ModelError(f"{out} is there already: name a folder that is not")
+    try:
+        out.mkdir(parents=True)
+        out.rmdir()
+    except OSError as error:
+        raise ModelError(f"{out}: {error.strerror}: name another folder") from error
+
+
 def write(options: argparse.Namespace) -> dict[str, object]:
     """Load, enlarge, save. Raises FactoryError."""
-    if options.out.exists():
-        raise ModelError(f"{options.out} is there already: name a folder that is not")
+    require_writable(options.out)
     folder, target, head_dim = source_of(options.source, options.like)
     sizes = sizes_wanted(options, sizes_of(read_config(folder)), target, head_dim)
     device = resolve_device(options.device)
