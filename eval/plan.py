@@ -28,6 +28,15 @@ _SIZE = r"[0-9]+(\.[0-9]+)?[KMG]i?B"
 Size = Annotated[int | str, AfterValidator(_size)]
 
 
+def _device(name: str) -> str:
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", name):
+        raise ValueError(f"'{name}' is no device here: write auto, cpu, cuda, or one GPU such as cuda:1")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_device)]
+
+
 class EvalPlan(BaseModel):
     """Everything that decides a measurement but the artifacts. Frozen; an unknown key is a fault."""
 
@@ -63,7 +72,7 @@ class EvalPlan(BaseModel):
     parity_prompts: int = Field(default=8, ge=1)  # all suites together
     parity_new_tokens: int = Field(default=64, ge=2)
     seed: int = Field(default=0, ge=0)
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
+    device: Device = "auto"
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
     reader: Literal["auto", "eager", "lean", "packed", "compiled", "graphed"] = (
         "auto"  # how the target runs, alone and verifying
@@ -74,7 +83,7 @@ class EvalPlan(BaseModel):
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     max_memory: dict[str, Size] | None = None  # of device_map: a GPU's number or cpu -> bytes, or such as 9GiB
     tensor_parallel: bool = False  # the launched processes hold one target together, in place of one each
-    drafter_device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")  # auto = the target's first
+    drafter_device: Device = "auto"  # auto = the target's first
 
     _document: Document | None = PrivateAttr(default=None)  # the file that it was read from
 

@@ -63,6 +63,7 @@ def test_values_that_are_none(faults: Callable[..., list[str]]) -> None:
         ["2", " drafter_device"],
         ["3", " tensor_parallel"],
     ]
+    assert said[1].endswith("'gpu' is no device here: write auto, cpu, cuda, or one GPU such as cuda:1")
     assert "did you mean 'auto'?" in said[0]
 
 
