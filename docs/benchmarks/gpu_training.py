@@ -26,7 +26,7 @@ from factory.models import load_model
 from factory.stages.gptq import Gptq
 
 RECIPE = ROOT / "recipes" / "demo" / "gpu.yaml"
-# What is changed in the recipe: less than its three minutes at full size, and at small size too little to learn from.
+# What is changed in the recipe: less than its minutes at full size, and at small size too little to learn from.
 DATA: dict[str, dict[str, Any]] = {
     "full": {"samples": 8192},
     "small": {"samples": 48, "max_new_tokens": 40, "batch": 16},

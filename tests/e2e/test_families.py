@@ -114,7 +114,7 @@ def test_the_matrix_in_readme_is_the_one_that_is_true() -> None:
     assert told["prune_width heads"] == heads
     assert told["gptq"] == loads
     assert told["decoding greedy and sampled ragged batches of 1 to 64 exact"] == ["yes"] * 7
-    assert told["own forward pass lean packed compiled"] == ["yes"] * 7  # as test_network.py shows for each
+    assert told["own forward pass lean packed compiled graphed"] == ["yes"] * 7
 
 
 def test_gptq_of_a_target_whose_widths_no_kernel_takes_is_refused(
