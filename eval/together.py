@@ -25,7 +25,7 @@ from factory.edit import Shape
 from factory.errors import UnsupportedModel
 from factory.located import read_config
 from factory.models import resolve_device, resolve_dtype
-from factory.placement import layer_devices, tensor_parallel_size
+from factory.placement import layer_devices, tensor_parallel_size, why_divided
 from factory.processes import Processes
 
 
@@ -102,6 +102,8 @@ def words(bench: Bench) -> list[str]:
     devices = list(dict.fromkeys(map(str, layer_devices(bench.target))))
     if len(devices) > 1:
         said.append(f"The target's layers compute on {' and '.join(devices)}.")
+    elif plan.device_map is not None and why_divided(bench.target) is None:
+        said.append(f"device_map: {plan.device_map} divided nothing: the whole target lies on {devices[0]}.")
     drafts_on = {str(run.reader.device) for run in bench.running.values() if run.reader is not None}
     if drafts_on - {str(bench.reader.device)}:
         said.append(f"Drafters run on {' and '.join(sorted(drafts_on))}, the target on {' and '.join(devices)}.")

@@ -11,7 +11,7 @@ from eval.certify import certify
 from eval.placing import placement_of, require_devices
 from eval.plan import EvalPlan, load_plan
 from eval.report import TOKENS
-from eval.together import Order, open_bench
+from eval.together import Order, open_bench, words
 from factory.artifact import Artifact
 from factory.errors import RecipeError, UnsupportedModel
 from factory.placement import Placement
@@ -110,6 +110,15 @@ def test_what_cannot_be_divided_over_processes_is_told_before_anything_is_loaded
     with pytest.raises(UnsupportedModel) as caught:
         open_bench(Order(entries([built], plan), plan, None, 160), lambda: None, Processes(0, 3))
     assert expected[family] in str(caught.value)
+
+
+@pytest.mark.parametrize("tiny_folder", ["llama"], indirect=True)
+def test_a_map_that_divides_nothing_is_told(built: Artifact) -> None:
+    from eval.arms import entries
+
+    plan = EvalPlan(device_map="auto", max_memory={"cpu": "1GiB"})
+    bench = open_bench(Order(entries([built], plan), plan, None, 160), lambda: None, ALONE)
+    assert words(bench) == ["device_map: auto divided nothing: the whole target lies on cpu."]
 
 
 @pytest.mark.parametrize("tiny_folder", ["llama"], indirect=True)
