@@ -144,6 +144,7 @@ stages:
     pack: 512
     gradient_checkpointing: true
     compile: true
+    precision: bfloat16
     checkpoint_every: 10
     check_every: 5
     patience: 3
