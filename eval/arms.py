@@ -20,7 +20,7 @@ from factory.edit import Shape
 from factory.errors import ArtifactError
 from factory.forecast import cost_ratio, served
 from factory.models import load_tokenizer
-from factory.quantized import is_quantized, kernel_of, only_saves_size
+from factory.quantized import is_quantized, kernel_of, only_saves_size, passed_over
 
 RAW = "--raw"
 
@@ -162,5 +162,10 @@ def _note(artifact: Artifact, model: PreTrainedModel, device: str) -> str | None
         return None
     kernel = kernel_of(model)
     runs = f"{artifact.name} is {artifact.manifest['weight_format']['bits']}-bit GPTQ, run by {kernel}."
-    slow = only_saves_size(device, kernel)
-    return f"{runs} {slow}" if slow else runs
+    failed = passed_over(model)
+    said = [
+        runs,
+        f"Faster kernels could not be loaded ({failed})." if failed else None,
+        only_saves_size(device, kernel),
+    ]
+    return " ".join(part for part in said if part)

@@ -123,7 +123,7 @@ def _product_rate(device: str, dtype: torch.dtype) -> float:
 
     width, rate = 512, 0.0
     while width <= 16384:
-        a = torch.ones(width, width, dtype=dtype, device=device)
+        a = torch.randn(width, width, device=device).to(dtype)  # a GPU multiplies zeros and ones faster
         taken_s = _fastest_s(partial(torch.matmul, a, a), device, _BUDGET_S / 5)
         rate = max(rate, 2 * width**3 / taken_s)
         if taken_s > _PRODUCT_S:

@@ -54,6 +54,11 @@ def kernel_of(model: PreTrainedModel) -> str:
     return ", ".join(sorted({type(module).__name__ for module in _quantized_layers(model)}))
 
 
+def passed_over(model: PreTrainedModel) -> str | None:
+    """Why kernels that are faster do not run a loaded model, each by its name at gptqmodel; None where none failed."""
+    return getattr(model, "_kernels_passed_over", "") or None
+
+
 def only_saves_size(device: str, kernel: str) -> str | None:
     """Why the format can bring no speed with that kernel, as a sentence; None where timing must tell.
 
@@ -88,17 +93,24 @@ def load_quantized(folder: Path, *, dtype: torch.dtype, device: str) -> PreTrain
         wanted = torch.bfloat16
     load = _load_with_transformers if loader == "transformers" else _load_with_gptqmodel
     *others, last = _backends(device)
-    model = None
+    model, failed = None, []
     for backend in others:
-        with contextlib.suppress(Exception), quiet():  # the next one may do: two libraries, a kernel for each width
-            model = load(folder, wanted, device, backend)
+        try:
+            with quiet():
+                model = load(folder, wanted, device, backend)
             break
+        except torch.OutOfMemoryError:  # no other would need less
+            raise
+        except Exception as error:  # the next one may do: two libraries, a kernel for each width
+            said = str(error).strip().splitlines() or [""]
+            failed.append(f"{backend}: {type(error).__name__}: {said[0][:160]}")
     if model is None:
         try:
             with quiet():
                 model = load(folder, wanted, device, last)
         except Exception as error:
             raise load_failure(str(folder), error) from error
+    model._kernels_passed_over = "; ".join(failed)
     for layer in _quantized_layers(model):
         if device == "cpu":
             # gptqmodel has torch.compile unpack the weights: it takes seconds and a C++ compiler, and gains nothing.
