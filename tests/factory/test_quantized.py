@@ -24,7 +24,7 @@ from factory.decoding.wiring import network_of, why_not
 from factory.errors import ModelError
 from factory.located import read_config
 from factory.models import hidden_states, load_model
-from factory.quantized import _backends, is_kernel, is_quantized, kernel_of, loader_of, only_saves_size
+from factory.quantized import _backends, is_kernel, is_quantized, kernel_of, loader_of, only_saves_size, passed_over
 from factory.stages import Gptq
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt")
@@ -132,6 +132,8 @@ def test_another_kernel_can_be_asked_for(
     monkeypatch.setattr("factory.quantized._backends", lambda _: ("no such kernel", "gptq_torch"))
     other = load_model(quantized[family], dtype=torch.bfloat16)
     assert kernel_of(usual) != kernel_of(other) == "TorchLinear"
+    assert passed_over(usual) is None
+    assert str(passed_over(other)).startswith("no such kernel: ")
     expected, found = (hidden_states(model, IDS, EVERYWHERE).float() for model in (usual, other))
     assert (found - expected).norm() < 0.1 * expected.norm()
 
