@@ -47,7 +47,7 @@ def tests(bench: Bench) -> Iterator[Row]:
             continue
         ran = True
         if report.is_file():
-            found, told = outcomes(report)
+            found, told = outcomes(report, cut=status is None)
             counts = {name: count + found[name] for name, count in counts.items()}
             bench.facts["tests"] = counts
             bench.left_out += told
@@ -86,11 +86,15 @@ def collected() -> list[str]:
     return names
 
 
-def outcomes(report: Path) -> tuple[dict[str, int], list[dict[str, str]]]:
-    """How many passed, failed and were skipped; and the latter by name with their reasons."""
+def outcomes(report: Path, cut: bool = False) -> tuple[dict[str, int], list[dict[str, str]]]:
+    """How many passed, failed and were skipped; and the latter by name with their reasons.
+
+    `cut`: the run was interrupted, so the last test that is in the report did not end.
+    """
     counts: dict[str, int] = {"passed": 0, "failed": 0, "skipped": 0}
     told: list[dict[str, str]] = []
-    for case in ElementTree.parse(report).iter("testcase"):
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    for case in cases[: len(cases) - cut]:
         found: Any = next(
             (case.find(kind) for kind in ("failure", "error", "skipped") if case.find(kind) is not None), None
         )

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from factory.decoding.kernels import DOTTED, SUMMED, Config, configs, decode_attention, skinny_product
 from factory.decoding.launching import DTYPES, interprets, name_of, of_device, processors_of
-from factory.decoding.network import Product, RootMeanSquare
+from factory.decoding.network import Product, root_mean_square
 from factory.decoding.products import GAIN, Now
 from factory.decoding.wiring import Linear, plain_products
 
@@ -142,7 +142,7 @@ def composed(
 ) -> torch.Tensor:
     """What a skinny product computes, of torch's operations, for any number of rows."""
     if norm is not None:
-        x = RootMeanSquare(norm, eps)(x)
+        x = root_mean_square(x, norm, eps)
     y = F.linear(x, weight, bias)
     if gated:
         gate, up = y.chunk(2, dim=-1)

@@ -267,6 +267,17 @@ def test_one_compilation_serves_all_layers_and_buckets(
 
 @pytest.mark.slow
 @pytest.mark.skipif(why_no_compiler() is not None, reason=str(why_no_compiler()))
+def test_layers_of_joined_products_are_compiled_too(families: dict[str, Callable[..., PreTrainedModel]]) -> None:
+    """As on a GPU, where products take in what stands around them; here of torch's operations."""
+    model = families["llama"](layers=2, dtype=torch.bfloat16)
+    reader = GraphedReader(model, lambda linears: [SkinnyProduct(one, {}) for one in linears], fuse=True)
+    assert reader._network.joined
+    reader.prepare(1, [1], 20)
+    assert reader.why is None and reader.graphs == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(why_no_compiler() is not None, reason=str(why_no_compiler()))
 @pytest.mark.parametrize("kind", ["graphed", "compiled"])
 def test_a_compiled_layer_writes_the_cache_in_place(
     families: dict[str, Callable[..., PreTrainedModel]], kind: str, monkeypatch: pytest.MonkeyPatch
