@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -18,8 +20,9 @@ from gpu_pairs import ROOT, Bench
 NO_TESTS = 5  # pytest's exit code where none was collected
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--continue-on-collection-errors", "tests")
 MARKED = ("gpu and not slow", "gpu and slow")  # whole builds come last
-REPORTS_S = 6.0  # in which pytest, interrupted, ends its test and writes its report
-LEAST_S = 15.0  # with less left nothing more begins
+REPORTS_S = 8.0  # in which pytest, interrupted, ends its test and writes its report
+BEGUN_S = 8.0  # that importing torch took before this part could look at a clock
+LEAST_S = 30.0  # with less left nothing more begins
 
 
 def tests(bench: Bench) -> Iterator[Row]:
@@ -42,7 +45,7 @@ def tests(bench: Bench) -> Iterator[Row]:
             continue
         report = bench.work / "tests.xml"
         report.unlink(missing_ok=True)
-        status = finished([*PYTEST, "-m", marked, "-v", f"--junitxml={report}"], bench.left_s - REPORTS_S)
+        status = finished([*PYTEST, "-m", marked, "-v", f"--junitxml={report}"], bench.left_s - REPORTS_S - BEGUN_S)
         if status == NO_TESTS:
             continue
         ran = True
@@ -62,17 +65,18 @@ def tests(bench: Bench) -> Iterator[Row]:
 
 def finished(command: Sequence[str], limit_s: float) -> int | None:
     """The exit code of pytest; None where its time ran out: it was interrupted, and has told of what it had done."""
-    process = subprocess.Popen(command, cwd=ROOT)
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         return process.wait(limit_s)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
-    try:
-        process.wait(REPORTS_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(REPORTS_S)
+        return None
+    finally:  # with all that its tests started, which would take time from what is measured next
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    return None
 
 
 def collected() -> list[str]:
