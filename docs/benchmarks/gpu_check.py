@@ -58,11 +58,11 @@ class Part:
 PARTS = (  # in order of importance
     Part("environment", 75),
     Part("gptq", 150, beside=True),  # a kernel may have to be compiled first: a minute or more of the processor alone
-    Part("tests", 100),
-    Part("steps", 180),
-    Part("rounds", 100),
+    Part("tests", 70),
+    Part("steps", 150),
+    Part("rounds", 80),
     Part("training", 120),
-    Part("enlarged", 120),
+    Part("enlarged", 150),
     Part("gpt-fast", 110),
     Part("products", 100),
     Part("placement", 90),

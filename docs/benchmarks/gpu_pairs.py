@@ -88,7 +88,7 @@ class Bench:
     gpt_fast: Path | None = None  # a checkout
     facts: dict[str, Any] = field(default_factory=dict)
     left_out: list[dict[str, str]] = field(default_factory=list)  # what, status, reason
-    _begun_s: float = field(default_factory=time.monotonic)
+    begun_s: float = field(default_factory=time.monotonic)
 
     @property
     def full(self) -> bool:
@@ -113,7 +113,7 @@ class Bench:
     @property
     def left_s(self) -> float:
         """Seconds that are left of the part's."""
-        return self.seconds - (time.monotonic() - self._begun_s)
+        return self.seconds - (time.monotonic() - self.begun_s)
 
 
 # (what, the least seconds that it takes, how)

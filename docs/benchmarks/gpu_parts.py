@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+BEGUN_S = time.monotonic()  # before torch is imported: a part's seconds are those of its process
 SCHEMA = 1
 FEW = 3  # names in one line; the JSON has all
 # name -> (module beside this one, its function: a Bench to an iterator of rows)
@@ -48,9 +49,14 @@ def measure(arguments: argparse.Namespace, shown: Any) -> dict[str, Any]:
     from factory import provenance
     from factory.files import write_atomically
 
-    begun_s = time.monotonic()
     bench = Bench(
-        arguments.size, arguments.device, arguments.seconds, arguments.work, arguments.drafter, arguments.gpt_fast
+        arguments.size,
+        arguments.device,
+        arguments.seconds,
+        arguments.work,
+        arguments.drafter,
+        arguments.gpt_fast,
+        begun_s=BEGUN_S,
     )
     hardware = provenance.hardware(bench.device)
     kept: dict[str, Any] = {
@@ -67,7 +73,7 @@ def measure(arguments: argparse.Namespace, shown: Any) -> dict[str, Any]:
     }
 
     def keep(**more: Any) -> None:
-        more |= {"facts": bench.facts, "left_out": bench.left_out, "seconds": time.monotonic() - begun_s}
+        more |= {"facts": bench.facts, "left_out": bench.left_out, "seconds": time.monotonic() - BEGUN_S}
         kept.update(more, peak_memory_bytes=peak_bytes(bench.device))
         write_atomically(arguments.to, json.dumps(kept, indent=1, ensure_ascii=False, default=str) + "\n")
 

@@ -43,9 +43,9 @@ def steps(bench: Bench) -> Iterator[Row]:
         [
             ("step / floor", 0, lambda: against_floor(pair, bandwidth)),
             ("generate", 0, lambda: against_generate(pair)),
-            ("generate, compiled", COMPILES_S if bench.full else 0, lambda: against_compiled(pair)),
             ("batch 16", 0, lambda: batches(pair, 16, 10.0)),
             ("batch 4", 0, lambda: batches(pair, 4, None)),
+            ("generate, compiled", COMPILES_S if bench.full else 0, lambda: against_compiled(pair)),
             ("readers", 0, lambda: readers(pair, bandwidth)),
             ("draft steps", 0, lambda: draft_steps(pair, bandwidth)),
             ("verification", 0, lambda: verifications(pair, bench)),

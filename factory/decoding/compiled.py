@@ -160,11 +160,14 @@ class _Placed:
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As a RowCache's, in operations that can be compiled."""
+        """As a RowCache's, in operations that can be compiled, and that inductor then does in place."""
         keys, values = self._keys[layer_idx], self._values[layer_idx]
-        rows = torch.arange(len(keys), device=keys.device).unsqueeze(1)
-        keys.transpose(1, 2)[rows, self._slots] = key_states.transpose(1, 2)
-        values.transpose(1, 2)[rows, self._slots] = value_states.transpose(1, 2)
+        rows, heads = keys.shape[:2]
+        row = torch.arange(rows, device=keys.device).view(-1, 1, 1)
+        head = torch.arange(heads, device=keys.device).view(1, -1, 1)
+        where = (row, head, self._slots.unsqueeze(1))  # [B, heads, T]
+        keys.index_put_(where, key_states)
+        values.index_put_(where, value_states)
         return keys[:, :, : self._stop], values[:, :, : self._stop]
 
 

@@ -54,8 +54,13 @@ class RootMeanSquare:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] -> the same."""
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(self.weight.dtype)
+        return root_mean_square(x, self.weight, self.eps)
+
+
+def root_mean_square(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """What a RootMeanSquare computes: one made within a compiled function cannot be called there (torch 2.11)."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(weight.dtype)
 
 
 class Store(Protocol):

@@ -9,6 +9,9 @@ import torch
 from factory.decoding.cache import RowCache
 
 _LEAST = 256  # slots a row, at least; a power of two
+# Slots behind those that are used: so storage is always longer than what a pass reads of it, and a compiled layer,
+# which is bound to whether both are equal, is compiled once. Eight, so that rows begin where vectors do.
+_SPARE = 8
 
 
 class StaticCache(RowCache):
@@ -30,7 +33,7 @@ class StaticCache(RowCache):
 
     def start(self, capacity: int) -> None:
         """As a RowCache's; `reserve` makes the room."""
-        self.capacity = self.keys[0].shape[2] if self.keys else 0
+        self.capacity = self._held()[1]
         self._start = self._stop = 0
         self._slots = None
         self._stored = self._like, self._like  # there is nothing to allocate by the first pass
@@ -38,10 +41,10 @@ class StaticCache(RowCache):
     def reserve(self, rows: int, capacity: int) -> None:
         """Room for a batch of `rows`, `capacity` slots each. What is stored is lost where there was too little."""
         self._rows = rows
-        held = self.keys[0].shape if self.keys else (0, 0, 0, 0)
-        if rows > held[0] or capacity > held[2]:
+        held_rows, held_slots = self._held()
+        if rows > held_rows or capacity > held_slots:
             size, slots = reserved(rows, capacity)
-            self._make(max(size, held[0]), max(slots, held[2]))
+            self._make(max(size, held_rows), max(slots, held_slots))
         self.start(capacity)
 
     @torch.inference_mode()
@@ -50,8 +53,8 @@ class StaticCache(RowCache):
         old_keys, old_values, used = self.keys, self.values, self.capacity
         self._make(old_keys[0].shape[0], power_of_two(capacity))
         for old, new in zip((*old_keys, *old_values), (*self.keys, *self.values), strict=True):
-            new[:, :, :used] = old
-        self.capacity = self.keys[0].shape[2]
+            new[:, :, :used] = old[:, :, :used]
+        self.capacity = self._held()[1]
 
     def select(self, rows: Sequence[int], used: int) -> None:
         """Keep these rows, in this order: those that move are copied, slot by used slot."""
@@ -66,10 +69,17 @@ class StaticCache(RowCache):
     @torch.inference_mode()  # always: a compiled layer is bound to what kind of tensor it gets
     def _make(self, rows: int, slots: int) -> None:
         self.keys, self.values = [], []  # before new ones are asked for
-        shape = (rows, self._heads, slots, self._width)
+        shape = (rows, self._heads, slots + _SPARE, self._width)
         self.keys = [self._like.new_zeros(shape) for _ in range(self._layers)]
         self.values = [self._like.new_zeros(shape) for _ in range(self._layers)]
         self.generation += 1
+
+    def _held(self) -> tuple[int, int]:
+        """Rows and slots that there is storage for."""
+        if not self.keys:
+            return 0, 0
+        rows, _, slots, _ = self.keys[0].shape
+        return rows, slots - _SPARE
 
     def _make_views(self) -> None:
         rows, width = self._rows, self._stop - self._start
@@ -85,7 +95,10 @@ class StaticCache(RowCache):
 
 
 class RecordedStore:
-    """One layer's part of a StaticCache as a recorded pass sees it: `slots` [B, T] to write, `stop` slots to read."""
+    """One layer's part of a StaticCache as a recorded pass sees it: `slots` [B, T] to write, `stop` slots to read.
+
+    Keys and values are of the rows that are written, no more.
+    """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, stop: int) -> None:
         self._keys, self._values, self._slots, self._stop = keys, values, slots, stop
@@ -93,12 +106,18 @@ class RecordedStore:
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As a RowCache's, in operations that can be recorded and compiled. `layer_idx` says nothing here."""
-        rows = torch.arange(self._slots.shape[0], device=self._slots.device).unsqueeze(1)
-        keys, values = self._keys[: len(rows)], self._values[: len(rows)]
-        keys.transpose(1, 2)[rows, self._slots] = key_states.transpose(1, 2)
-        values.transpose(1, 2)[rows, self._slots] = value_states.transpose(1, 2)
-        return keys[:, :, : self._stop], values[:, :, : self._stop]
+        """As a RowCache's, in operations that can be recorded and compiled. `layer_idx` says nothing here.
+
+        Inductor writes in place what is indexed as it came in; of a transposed or cut tensor it copies the whole.
+        """
+        rows, heads = key_states.shape[:2]
+        device = self._slots.device
+        row = torch.arange(rows, device=device).view(-1, 1, 1)
+        head = torch.arange(heads, device=device).view(1, -1, 1)
+        where = (row, head, self._slots.unsqueeze(1))  # [B, heads, T]
+        self._keys.index_put_(where, key_states)
+        self._values.index_put_(where, value_states)
+        return self._keys[:, :, : self._stop], self._values[:, :, : self._stop]
 
 
 def reserved(rows: int, capacity: int) -> tuple[int, int]:

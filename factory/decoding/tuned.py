@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -20,7 +22,7 @@ import torch.nn.functional as F
 
 from factory.decoding.kernels import DOTTED, SUMMED, Config, configs, decode_attention, skinny_product
 from factory.decoding.launching import DTYPES, interprets, name_of, of_device, processors_of
-from factory.decoding.network import Product, RootMeanSquare
+from factory.decoding.network import Product, root_mean_square
 from factory.decoding.products import GAIN, Now
 from factory.decoding.wiring import Linear, plain_products
 
@@ -36,6 +38,8 @@ ROWS = (
 )  # where kernels are compared: a step, and rounds of k = 1, 4, 8; the next of them serves those between
 LIMIT_S = 20.0  # after that, what is not compared yet stays plain
 REPEATS = 5
+COMPILERS = 12  # threads that compile kernels ahead: most of that is done by other processes
+_LAUNCHES = 128  # in one timing, at most: small weights are not worth more
 _BYTES = 2**28  # of weights that are read before one is read again: several times an L2 cache
 _READ = 2**31  # bytes read in one timing: half a millisecond of an H100, so that a graph's start does not count
 
@@ -88,6 +92,10 @@ def _why_wrong(device: torch.device, dtype: torch.dtype) -> str | None:
     return f"the Triton kernels are wrong here, by {wrong:.2g} (product) and {off:.2g} (attention)"
 
 
+# Of this process, by kind of weight and rows: a drafter's layers are often of its target's shapes.
+_KNOWN: dict[tuple[tuple[Any, ...], int], tuple[Config | None, dict[str, Any]]] = {}
+
+
 class SkinnyProduct:
     """A product with one weight: for each number of rows by cuBLAS, or by a kernel where that is faster.
 
@@ -134,7 +142,7 @@ def composed(
 ) -> torch.Tensor:
     """What a skinny product computes, of torch's operations, for any number of rows."""
     if norm is not None:
-        x = RootMeanSquare(norm, eps)(x)
+        x = root_mean_square(x, norm, eps)
     y = F.linear(x, weight, bias)
     if gated:
         gate, up = y.chunk(2, dim=-1)
@@ -173,7 +181,12 @@ def tuned_cuda_products(
                 if now_s and now_s() - begun_s > LIMIT_S:
                     said["why"] = f"comparing ended after {LIMIT_S:.0f} s"
                     break
-                config, facts = _fastest(alike, rows, timer or graph_seconds)
+                if timer is not None:
+                    config, facts = _fastest(alike, rows, timer)
+                elif (kind, rows) in _KNOWN:
+                    config, facts = _KNOWN[kind, rows]
+                else:
+                    config, facts = _KNOWN[kind, rows] = _fastest(alike, rows, graph_seconds)
                 said.setdefault(_title(alike[0]), {})[str(rows)] = facts
                 if config is not None:
                     chosen[kind].update(dict.fromkeys(range(before + 1, rows + 1), config))
@@ -221,8 +234,8 @@ def compared(alike: Sequence[Linear], rows: int, timer: Timer = graph_seconds) -
     """
     weight = alike[0][0]
     size = weight.numel() * weight.element_size()
-    probes = alike[: max(1, math.ceil(_BYTES / size))]
-    times = max(1, min(math.ceil(_READ / (size * len(probes))), 512 // len(probes))) if weight.is_cuda else 1
+    probes = alike[: max(1, min(math.ceil(_BYTES / size), _LAUNCHES))]
+    times = max(1, min(math.ceil(_READ / (size * len(probes))), _LAUNCHES // len(probes))) if weight.is_cuda else 1
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, weight.shape[1], generator=generator).to(weight)
     exact = composed(x, *probes[0]).float()
@@ -241,6 +254,14 @@ def compared(alike: Sequence[Linear], rows: int, timer: Timer = graph_seconds) -
 
     plain_s = timed(plain_products(probes))
     offered = configs(rows, weight.shape[0], weight.shape[1], processors_of(weight.device))
+    if weight.is_cuda:
+
+        def compiled(config: Config) -> None:
+            with suppress(Exception):  # said again when it is tried
+                skinny_product(x, *probes[0], config)
+
+        with ThreadPoolExecutor(COMPILERS) as pool:
+            list(pool.map(compiled, offered))
     seconds = {config: tried(config) for config in offered}
     fastest = min(offered, key=lambda config: seconds[config])
     if weight.is_cuda and torch.cuda.get_device_capability(weight.device) >= (9, 0):

@@ -221,6 +221,16 @@ def test_tests_are_told_by_name(module: Any, tmp_path: Path) -> None:
     assert "assert 1 == 2" in told[0]["reason"] and told[1]["reason"] == "no card"
 
 
+def test_tests_that_take_too_long_leave_what_was_done(module: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    tests = module("gpu_tests")
+    monkeypatch.setattr(tests, "ROOT", tmp_path)
+    (tmp_path / "test_it.py").write_text("import time\ndef test_right(): pass\ndef test_long(): time.sleep(100)\n")
+    report = tmp_path / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", "test_it.py"]
+    assert tests.finished(command, 8.0) is None
+    assert tests.outcomes(report, cut=True) == ({"passed": 1, "failed": 0, "skipped": 0}, [])
+
+
 def test_one_measurement_that_fails_costs_no_other(module: Any, tmp_path: Path) -> None:
     pairs = module("gpu_pairs")
     bench = pairs.Bench("small", "cpu", 60.0, tmp_path)
