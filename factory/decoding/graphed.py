@@ -19,11 +19,13 @@ from torch.utils._triton import has_triton
 from transformers import PreTrainedModel
 
 from factory.decoding.graphs import Function, Graphs, Outputs
+from factory.decoding.launching import power_of_two
 from factory.decoding.lean import LeanReader
 from factory.decoding.sampling import Sampling
 from factory.decoding.sending import staged
-from factory.decoding.static_cache import StaticCache, power_of_two
+from factory.decoding.static_cache import StaticCache
 from factory.decoding.static_pass import StaticPass
+from factory.decoding.tuned import start_late
 from factory.decoding.wiring import ProductMaker, plain_products, rotary_of
 
 WIDTHS = (1, 2, 5, 9, 17, 33, 65)  # tokens a row that a recorded pass reads; fewer are padded, more are a prompt
@@ -278,6 +280,8 @@ class GraphedReader(LeanReader):
         if self._recording:
             try:
                 return self._graphs.run(key, function, inputs)
+            except torch.OutOfMemoryError:  # a simpler pass needs no less
+                raise
             except Exception as error:  # inductor, Triton or CUDA, each with its own
                 if key in self._graphs:
                     raise  # it was recorded, so what fails is no matter of recording
@@ -288,15 +292,18 @@ class GraphedReader(LeanReader):
     def _simplify(self, error: Exception) -> None:
         """Do without what failed, and say so."""
         what = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}"
-        if self._pass.fused:
-            self.why = f"layers are recorded as they are, not fused: compiling them failed ({what})"
+        if start_late(self._network):
+            reason = f"no kernel begins while the one before it ends: recording that failed ({what})"
+        elif self._pass.fused:
+            reason = f"layers are recorded as they are, not fused: compiling them failed ({what})"
             self._pass.unfuse()
         elif self._pass.kernels:
-            self.why = f"attention is torch's, not the project's kernel: recording it failed ({what})"
+            reason = f"attention is torch's, not the project's kernel: recording it failed ({what})"
             self._pass.kernels = False
         else:
-            self.why = f"passes are not recorded: that failed ({what})"
+            reason = f"passes are not recorded: that failed ({what})"
             self._recording = False
+        self.why = f"{self.why}; {reason}" if self.why else reason
         self._graphs.clear()
 
 

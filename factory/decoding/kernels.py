@@ -17,7 +17,7 @@ from factory.decoding.launching import (
     interpreted_on,
     launch_options,
     of_device,
-    power,
+    power_of_two,
     processors_of,
     require,
     require_alike,
@@ -237,8 +237,8 @@ def _decode_attention(
     kv = keys.shape[1]
     rows = heads // kv * tokens
     long = queries.dtype == torch.float32  # without tensor cores: small tiles, many threads
-    block_r = min(max(16, power(rows)), 16 if long else 64)
-    block_w = max(16, power(width))
+    block_r = min(max(16, power_of_two(rows)), 16 if long else 64)
+    block_w = max(16, power_of_two(width))
     row_blocks = cdiv(rows, block_r)
     splits = splits or attention_splits(batch * kv * row_blocks, keys.shape[2], processors_of(queries.device))
     block_s = BLOCK_SLOTS // 2 if long or block_w > 128 else BLOCK_SLOTS
@@ -268,7 +268,9 @@ def _decode_attention(
             num_warps=8 if long else 4, num_stages=2 if long or block_r > 32 else 3,
         )  # fmt: skip
         if splits > 1:
-            kernels.joined[batch * kv, rows](parts, peaks, sums, out, **common, BLOCK_P=power(splits), num_warps=4)
+            kernels.joined[batch * kv, rows](
+                parts, peaks, sums, out, **common, BLOCK_P=power_of_two(splits), num_warps=4
+            )
     return out
 
 

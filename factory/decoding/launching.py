@@ -55,8 +55,8 @@ def cdiv(number: int, by: int) -> int:
     return -(-number // by)
 
 
-def power(number: int) -> int:
-    """The least power of two that holds it."""
+def power_of_two(number: int) -> int:
+    """The first that is not smaller; 1 for 0."""
     return 1 << max(number - 1, 0).bit_length()
 
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 # x [B, T, in] and B * T -> [B, T, out]
 Product = Callable[[torch.Tensor, int], torch.Tensor]
 Pointwise = Callable[[torch.Tensor], torch.Tensor]
+PRODUCTS = ("qkv", "attention_out", "ffn", "ffn_out")  # of a Layer
 Mask = torch.Tensor | dict[str, torch.Tensor] | None
 # queries [B, T, heads, width], keys and values [B, kv_heads, S, width] -> [B, T, heads * width]
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -89,7 +90,7 @@ class Layer:
     @property
     def joins(self) -> bool:
         """Whether its products take in its norms, its residuals and its gate."""
-        products = (self.qkv, self.attention_out, self.ffn, self.ffn_out)
+        products = (getattr(self, name) for name in PRODUCTS)
         norms = (self.attention_norm, self.ffn_norm)
         return all(getattr(one, "joins", False) for one in products) and all(
             isinstance(one, RootMeanSquare) for one in norms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from transformers import PreTrainedModel
 
@@ -64,9 +64,10 @@ def open_reader(model: PreTrainedModel, kind: ReaderKind = "auto", now_s: Now = 
 def _graphed(model: PreTrainedModel, now_s: Now) -> Reader:
     """With the project's own kernels where they run, for products where they are faster."""
     why = why_no_kernels(model.device, model.dtype)
-    make = plain_products if why else partial(tuned_cuda_products, now_s=now_s)
+    choices: dict[str, Any] = {}
+    make = plain_products if why else partial(tuned_cuda_products, now_s=now_s, choices=choices)
     reader = GraphedReader(model, make, kernels=why is None, now_s=now_s)
-    return _because(reader, why, reader.why)
+    return _because(reader, why or choices.get("why"), reader.why)
 
 
 def require_target_reader(kind: ReaderKind) -> None:

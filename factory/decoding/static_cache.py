@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from factory.decoding.cache import RowCache
+from factory.decoding.launching import power_of_two
 
 _LEAST = 256  # slots a row, at least; a power of two
 # Slots behind those that are used: so storage is always longer than what a pass reads of it, and a compiled layer,
@@ -123,8 +124,3 @@ class RecordedStore:
 def reserved(rows: int, capacity: int) -> tuple[int, int]:
     """Rows and slots that such a batch's storage has."""
     return power_of_two(rows), max(power_of_two(capacity), _LEAST)
-
-
-def power_of_two(number: int) -> int:
-    """The first that is not smaller."""
-    return 1 << (number - 1).bit_length()

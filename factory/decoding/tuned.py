@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from factory.decoding.kernels import DOTTED, SUMMED, Config, configs, decode_attention, skinny_product
 from factory.decoding.launching import DTYPES, interprets, name_of, of_device, processors_of
-from factory.decoding.network import Product, root_mean_square
+from factory.decoding.network import PRODUCTS, Network, Product, root_mean_square
 from factory.decoding.products import GAIN, Now
 from factory.decoding.wiring import Linear, plain_products
 
@@ -130,6 +130,17 @@ class SkinnyProduct:
         return found.view(*x.shape[:-1], found.shape[1])
 
 
+def start_late(network: Network) -> bool:
+    """Have each kernel of a network begin when the one before it has ended; whether any did not."""
+    products = [getattr(layer, name) for layer in network.layers for name in PRODUCTS] + [network.head]
+    changed = False
+    for product in products:
+        if isinstance(product, SkinnyProduct) and any(config.early for config in product.chosen.values()):
+            product.chosen = {rows: config._replace(early=False) for rows, config in product.chosen.items()}
+            changed = True
+    return changed
+
+
 def composed(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -179,7 +190,7 @@ def tuned_cuda_products(
             before = ROWS[place - 1] if place else 0
             for kind, alike in groups.items():
                 if now_s and now_s() - begun_s > LIMIT_S:
-                    said["why"] = f"comparing ended after {LIMIT_S:.0f} s"
+                    said["why"] = f"comparing products ended after {LIMIT_S:.0f} s: those not reached are cuBLAS's"
                     break
                 if timer is not None:
                     config, facts = _fastest(alike, rows, timer)

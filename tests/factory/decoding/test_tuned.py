@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
+from transformers import PreTrainedModel
 
 from factory.decoding import tuned as room
 from factory.decoding.kernels import Config, configs, decode_attention
-from factory.decoding.tuned import LIMIT_S, SkinnyProduct, composed, tuned_cuda_products
-from factory.decoding.wiring import Linear
+from factory.decoding.tuned import LIMIT_S, SkinnyProduct, composed, start_late, tuned_cuda_products
+from factory.decoding.wiring import Linear, network_of
 
 interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="run by test_kernels.py, in a process that interprets"
@@ -152,3 +153,13 @@ def test_elsewhere_all_is_plain() -> None:
     assert "for CUDA, not cpu" in choices["why"]
     x = torch.randn(1, 3, 40)
     assert torch.equal(products[0](x, 3), F.linear(x, *given[0]))
+
+
+def test_kernels_that_begin_early_can_be_made_to_wait(families: dict[str, Callable[..., PreTrainedModel]]) -> None:
+    early = {1: SUMMED[1]._replace(early=True), 2: SUMMED[1]}
+    network = network_of(families["llama"](layers=2), lambda linears: [SkinnyProduct(one, early) for one in linears])
+    assert start_late(network)
+    products = [network.head, *(getattr(layer, name) for layer in network.layers for name in PRODUCTS)]
+    assert all(product.chosen == {1: SUMMED[1], 2: SUMMED[1]} for product in products)
+    assert not start_late(network)
+    assert not start_late(network_of(families["llama"](layers=2)))
