@@ -13,7 +13,8 @@ from torch._dynamo.testing import CompileCounter
 from transformers import PreTrainedModel
 
 from factory.decoding import tuned as room
-from factory.decoding.kernels import Config, configs, decode_attention
+from factory.decoding.kernels import SUMMED, Config, configs, decode_attention
+from factory.decoding.network import PRODUCTS
 from factory.decoding.tuned import LIMIT_S, SkinnyProduct, composed, start_late, tuned_cuda_products
 from factory.decoding.wiring import Linear, network_of
 
