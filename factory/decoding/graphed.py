@@ -277,17 +277,18 @@ class GraphedReader(LeanReader):
         return self._run_recorded(key, loop, inputs)
 
     def _run_recorded(self, key: Hashable, function: Function, inputs: Sequence[torch.Tensor]) -> Outputs:
-        if self._recording:
-            try:
+        if key in self._graphs:
+            return self._graphs.run(key, function, inputs)
+        if not self._recording:
+            return function(*(given.to(self.device) for given in inputs))
+        try:
+            with self._pass.compiling():
                 return self._graphs.run(key, function, inputs)
-            except torch.OutOfMemoryError:  # a simpler pass needs no less
-                raise
-            except Exception as error:  # inductor, Triton or CUDA, each with its own
-                if key in self._graphs:
-                    raise  # it was recorded, so what fails is no matter of recording
-                self._simplify(error)
-                return self._run_recorded(key, function, inputs)
-        return function(*(given.to(self.device) for given in inputs))
+        except torch.OutOfMemoryError:  # a simpler pass needs no less
+            raise
+        except Exception as error:  # inductor, Triton or CUDA, each with its own
+            self._simplify(error)
+            return self._run_recorded(key, function, inputs)
 
     def _simplify(self, error: Exception) -> None:
         """Do without what failed, and say so."""

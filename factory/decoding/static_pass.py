@@ -8,6 +8,7 @@ inputs like any other, is compiled for each (rows, tokens) once and serves all l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -59,6 +60,18 @@ class StaticPass:
         self._open, self._step = fused(self._opened), fused(self._layer)
         self._close = fused(self._network.logits)
         self.fused = True
+
+    def compiling(self) -> AbstractContextManager[object]:
+        """Whatever is compiled in the body is compiled as meant here: with weights as inputs, no kernel searched for.
+
+        gptqmodel's CPU kernel changes both for the whole process when it first runs, and each layer would be compiled.
+        """
+        if not self.fused:
+            return nullcontext()
+        import torch._inductor.config as inductor
+
+        patched: AbstractContextManager[object] = inductor.patch(freezing=False, max_autotune=False)
+        return patched
 
     def unfuse(self) -> None:
         """Run them as they are."""

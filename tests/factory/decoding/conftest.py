@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 from transformers import PreTrainedModel
 
 from factory.decoding.reader import right_padded
@@ -21,6 +22,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _inductor_as_it_comes() -> Iterator[None]:
+    """gptqmodel's CPU kernel leaves inductor changed for the rest of the process, other tests' among it."""
+    with inductor.patch(freezing=False, max_autotune=False):
+        yield
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -17,10 +17,17 @@ from factory.decoding.lean import LeanReader
 from factory.decoding.tuned import SkinnyProduct
 
 
+@pytest.fixture
+def frozen() -> Iterator[None]:
+    """Inductor as gptqmodel's CPU kernel leaves it for the rest of the process, once it has run."""
+    with torch._inductor.config.patch(freezing=True, max_autotune=True):
+        yield
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(why_no_compiler() is not None, reason=str(why_no_compiler()))
 def test_one_compilation_serves_all_layers_and_buckets(
-    families: dict[str, Callable[..., PreTrainedModel]], monkeypatch: pytest.MonkeyPatch
+    families: dict[str, Callable[..., PreTrainedModel]], monkeypatch: pytest.MonkeyPatch, frozen: None
 ) -> None:
     monkeypatch.setattr(graphed, "WIDTHS", (1, 5))
     model = families["qwen3"](layers=5, context=600, dtype=torch.float32, initializer_range=0.1)
