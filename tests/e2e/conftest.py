@@ -1,6 +1,7 @@
 """What the tests that kill builds share."""
 
 import os
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -24,3 +25,22 @@ def changes() -> Callable[[Path, set[tuple[str, int]]], int]:
         return len(seen)
 
     return count
+
+
+@pytest.fixture
+def processes_of() -> Callable[[subprocess.Popen[str]], dict[str, int]]:
+    """`processes_of(launcher)`: the ids of the processes that it started, by rank. Each is a child of the launcher."""
+
+    def by_rank(launcher: subprocess.Popen[str]) -> dict[str, int]:
+        found = {}
+        for one in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = (one / "stat").read_text().rsplit(")", 1)[1].split()[1]
+                told = dict(entry.split("=", 1) for entry in (one / "environ").read_text().split("\0") if "=" in entry)
+            except (OSError, ValueError):
+                continue
+            if parent == str(launcher.pid) and "RANK" in told:
+                found[told["RANK"]] = int(one.name)
+        return found
+
+    return by_rank

@@ -147,7 +147,10 @@ def test_two_processes_that_hold_one_target_find_what_one_finds(
 
 
 def test_one_that_is_killed_ends_the_other_and_the_same_command_goes_on(
-    tiny_target: Callable[..., Path], alone: Callable[..., Path], tmp_path: Path
+    tiny_target: Callable[..., Path],
+    alone: Callable[..., Path],
+    tmp_path: Path,
+    processes_of: Callable[[subprocess.Popen[str]], dict[str, int]],
 ) -> None:
     folder, out = alone(tiny_target), tmp_path / "out"
     command = [folder / "artifacts", "--plan", folder / "plan.yaml", "--out", out, "--quiet"]
@@ -155,8 +158,7 @@ def test_one_that_is_killed_ends_the_other_and_the_same_command_goes_on(
     while not list(out.glob(f"{FOLDER}/*/choose-*.json")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
-    (second,) = (child for child, rank in children(process).items() if rank == "1")
-    os.kill(second, signal.SIGKILL)
+    os.kill(processes_of(process)["1"], signal.SIGKILL)
     process.communicate(timeout=30)
     assert process.returncode != 0 and not (out / RESULTS).exists()
     process = launch(TORCHRUN, *command)
@@ -165,20 +167,6 @@ def test_one_that_is_killed_ends_the_other_and_the_same_command_goes_on(
     assert "goes on where an evaluation was interrupted" in shown
     check_the_same(out, folder / "alone", 2 * 2 * 3)
     assert "kept of an interrupted run:" in said
-
-
-def children(launcher: subprocess.Popen[str]) -> dict[int, str]:
-    """The launched processes and their ranks. Each is a child of the launcher."""
-    found = {}
-    for one in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = (one / "stat").read_text().rsplit(")", 1)[1].split()[1]
-            told = dict(entry.split("=", 1) for entry in (one / "environ").read_text().split("\0") if "=" in entry)
-        except (OSError, ValueError):
-            continue
-        if parent == str(launcher.pid) and "RANK" in told:
-            found[int(one.name)] = told["RANK"]
-    return found
 
 
 def test_a_map_by_two_processes_and_what_they_refuse(

@@ -58,20 +58,6 @@ def launch(mode: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def processes_of(launcher: subprocess.Popen[str]) -> dict[str, int]:
-    """The launched processes by rank. Each is a child of the launcher."""
-    found = {}
-    for one in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = (one / "stat").read_text().rsplit(")", 1)[1].split()[1]
-            told = dict(entry.split("=", 1) for entry in (one / "environ").read_text().split("\0") if "=" in entry)
-        except (OSError, ValueError):
-            continue
-        if parent == str(launcher.pid) and "RANK" in told:
-            found[told["RANK"]] = int(one.name)
-    return found
-
-
 def alive(process: int) -> bool:
     try:
         return (Path("/proc") / str(process) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -168,7 +154,10 @@ def test_two_processes_make_what_one_makes(
 
 @pytest.mark.slow
 def test_killed_in_the_middle_all_end_and_the_same_command_goes_on(
-    tiny_target: Callable[..., Path], built: Callable[..., Path], tmp_path: Path
+    tiny_target: Callable[..., Path],
+    built: Callable[..., Path],
+    tmp_path: Path,
+    processes_of: Callable[[subprocess.Popen[str]], dict[str, int]],
 ) -> None:
     undisturbed, cut, alone = built(tiny_target, "llama", "ddp"), tmp_path / "cut", tmp_path / "alone"
     recipe = undisturbed.parent / "recipe.yaml"
@@ -214,7 +203,11 @@ def test_a_launched_process_ends_with_its_launcher() -> None:
 
 
 @pytest.mark.slow
-def test_what_cannot_be_shared_is_said_at_once_and_all_end(tiny_target: Callable[..., Path], tmp_path: Path) -> None:
+def test_what_cannot_be_shared_is_said_at_once_and_all_end(
+    tiny_target: Callable[..., Path],
+    tmp_path: Path,
+    processes_of: Callable[[subprocess.Popen[str]], dict[str, int]],
+) -> None:
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
     recipe.write_text(RECIPE.format(target=tiny_target("llama", tmp_path / "target")).replace("batch: 8,", "batch: 1,"))
     process = launch("torchrun", str(recipe), "--out", str(out), "--quiet")
