@@ -54,6 +54,7 @@ class Measurement:
     speedup_decode: float | None
     alpha: float | None
     accepted_per_proposed: float | None
+    accepted_lengths: list[int] | None  # how many rounds, of the first repeat, had 0, 1, 2 ... tokens accepted
     overlap: float | None
     tau: float
     t_draft_s: float | None
@@ -144,6 +145,7 @@ def measure(cell: Cell, base: Cell, facts: ArmFacts, setting: Setting, costs: Co
         speedup_decode=speedup(decode, setting.seed, resamples=2).value if decode else None,
         alpha=counts.alpha,
         accepted_per_proposed=counts.per_proposed,
+        accepted_lengths=count_lengths([(one.accepted, one.proposed) for one in outputs]) if cell.arm.drafter else None,
         overlap=cell.overlap,
         tau=new_tokens / passes,
         t_draft_s=draft_s / rounds if rounds and cell.arm.drafter else None,
@@ -166,6 +168,18 @@ def measure(cell: Cell, base: Cell, facts: ArmFacts, setting: Setting, costs: Co
         prompt_set=cell.stage,
         warning=suspicion(cell.arm, counts),
     )
+
+
+def count_lengths(outputs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[int]:
+    """How many rounds had so many tokens accepted, from none to the most that any round was offered.
+
+    An output is what was accepted, and what was proposed, round by round.
+    """
+    counts = [0] * (1 + max((max(proposed, default=0) for _, proposed in outputs), default=0))
+    for accepted, _ in outputs:
+        for length in accepted:
+            counts[length] += 1
+    return counts
 
 
 def modelled(cell: Cell, base: Cell) -> float | None:
