@@ -159,8 +159,8 @@ class Page:
         """A PNG of what is seen, of the whole page, or of the first element that a selector names."""
         given: dict[str, Any] = {}
         if selector is not None:
-            place = "(e => { const b = e.getBoundingClientRect(); return [b.x + scrollX, b.y + scrollY, b.width, b.height] })"
-            x, y, width, height = self.value(f"{place}(document.querySelector({json.dumps(selector)}))")
+            place = "const b = e.getBoundingClientRect(); return [b.x + scrollX, b.y + scrollY, b.width, b.height]"
+            x, y, width, height = self.value(f"(e => {{{place}}})(document.querySelector({json.dumps(selector)}))")
             given["clip"] = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
         elif whole:
             size = self.call("Page.getLayoutMetrics")["cssContentSize"]

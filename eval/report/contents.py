@@ -194,6 +194,5 @@ def _provenance(results: Results) -> str:
 
 
 def _raw(facts: dict[str, Any]) -> str:
-    return _folded(
-        "The whole plan and all facts, as results.json has them", f"<pre>{escape(json.dumps(facts, indent=1))}</pre>"
-    )
+    inside = f"<summary>The plan and all facts, as they were written</summary><pre>{escape(json.dumps(facts, indent=1))}</pre>"
+    return f'<details class="raw">{inside}</details>'

@@ -72,5 +72,5 @@
     }
   }, { rootMargin: '-10% 0px -80% 0px' });
   for (const section of document.querySelectorAll('main > section')) seen.observe(section);
-  addEventListener('beforeprint', () => { for (const one of document.querySelectorAll('details')) one.open = true; });
+  addEventListener('beforeprint', () => { for (const one of document.querySelectorAll('details:not(.raw)')) one.open = true; });
 })();

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.measurement import MODEL, Acceptance, ArmFacts, Cell, K, Timed, acceptance, paired, suspicion
 from eval.verdict.stats import repeated_share, speedup
-from factory.decoding.decoder import Generation
 from factory.forecasting.forecast import Costs, modelled_speedup
+
+if TYPE_CHECKING:
+    from factory.decoding.decoder import Generation
 
 
 @dataclass(frozen=True)

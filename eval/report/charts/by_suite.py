@@ -12,7 +12,7 @@ from eval.report.drawing.plane import WIDTH, Plane, floor_of, speedup_ticks
 from eval.report.drawing.svg import drawing, fitted, group, line, spot, symbol, text
 from eval.verdict.rows import Row, drafter_name, interval, mode
 
-NAMES, FIGURES, STEP, HEAD = 128.0, 38.0, 19.0, 24.0
+NAMES, FIGURES, STEP, HEAD, FOOT = 128.0, 38.0, 19.0, 24.0, 36.0
 
 
 def by_suite(results: Results) -> list[tuple[str, list[Row]]]:
@@ -42,7 +42,7 @@ def suite_chart(results: Results) -> Chart | None:
     caption = """Every drafter at the k that was best over all suites together, on the prompts to choose by, with 95 %
 intervals. A drafter that pays on one kind of text need not pay on another."""
     styles = looks(results)
-    height = sum(HEAD + STEP * len(rows) for _, rows in groups) + 30
+    height = sum(HEAD + STEP * len(rows) for _, rows in groups) + FOOT
     said = "; ".join(_words(where, row) for where, rows in groups for row in rows)
     parts = _drawn(groups, styles, height)
     words = f"Speedup of every drafter at its best k: {said}"
@@ -58,7 +58,7 @@ def _drawn(groups: Sequence[tuple[str, list[Row]]], styles: dict[str, Look], hei
     least = min([0.9, *(low(row) for row in rows)])
     floor = floor_of(least)
     most = max([1.1, *(high(row) for row in rows)])
-    plane = Plane(floor, floor + 1.05 * (most - floor), 0.0, 1.0, NAMES, 4.0, WIDTH - FIGURES, height - 30)
+    plane = Plane(floor, floor + 1.05 * (most - floor), 0.0, 1.0, NAMES, 4.0, WIDTH - FIGURES, height - 24.0)
     parts = []
     for value in speedup_ticks(plane.x_high, floor):
         parts.append(line("grid", plane.x(value), plane.top, plane.x(value), plane.bottom))

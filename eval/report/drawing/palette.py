@@ -1,8 +1,8 @@
 """The colours of the report, and how each kind of mark is painted.
 
 One table for the page's CSS, for pictures that stand alone, and for PNGs, so that they cannot come apart. Text colours
-have a contrast of 4.5 or more on page and panel (WCAG 2.2, 1.4.3), in both palettes, and every drafter has a shape beside
-its colour, so that nothing is told by colour alone.
+have a contrast of 4.5 or more on page and panel (WCAG 2.2, 1.4.3), in both palettes, and every drafter has a shape
+beside its colour, so that nothing is told by colour alone.
 """
 
 from __future__ import annotations
