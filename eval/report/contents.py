@@ -194,5 +194,5 @@ def _provenance(results: Results) -> str:
 
 
 def _raw(facts: dict[str, Any]) -> str:
-    inside = f"<summary>The plan and all facts, as they were written</summary><pre>{escape(json.dumps(facts, indent=1))}</pre>"
-    return f'<details class="raw">{inside}</details>'
+    written = escape(json.dumps(facts, indent=1))
+    return f'<details class="raw"><summary>Plan and facts, as they were written</summary><pre>{written}</pre></details>'

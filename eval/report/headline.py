@@ -50,7 +50,7 @@ def _sentence(best: Row | None, won: bool, target: str) -> str:
     span = (
         f" <span>(95 % interval {low(best):.2f} to {high(best):.2f})</span>" if best["speedup_low"] is not None else ""
     )
-    who = f"{escape(drafter_name(best))} at k = {escape(str(best['k']))}"
+    who = f"<em>{escape(drafter_name(best))}</em> at k = {escape(str(best['k']))}"
     if won:
         return f"{who} is {times} as fast as the target alone{span}"
     shown = "is shown to be faster" if best["speedup"] > 1 else "is faster"
@@ -97,7 +97,13 @@ def _tiles(results: Results, best: Row) -> str:
     stage = CONFIRM if best in confirmed(results) else CHOOSE
     rows = [row for row in results["rows"] if row["prompt_set"] == stage and _same(row, best)]
     target = results["target"]
-    tiles = [("speedup", f"{best['speedup']:.2f}×", f"{best['prompts']} prompts, {best['repeats']} repeats")]
+    tiles = [
+        (
+            "speedup",
+            f"{best['speedup']:.2f}×",
+            f"{_counted(best['prompts'], 'prompt')}, {_counted(best['repeats'], 'repeat')}",
+        )
+    ]
     if rows:
         alone = f"target alone {pooled(rows, 'baseline_tokens_per_s'):.0f}"
         tiles.append(("tokens a second", f"{pooled(rows, 'tokens_per_s'):.0f}", alone))
@@ -121,6 +127,10 @@ def _tiles(results: Results, best: Row) -> str:
         for name, figure, beside in tiles
     )
     return f'<dl class="tiles">{inside}</dl>'
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _same(row: Row, other: Row) -> bool:

@@ -6,14 +6,15 @@
   tip.className = 'tip'; tip.hidden = true; tip.setAttribute('aria-hidden', 'true');
   document.body.append(tip);
   const show = (spot) => {
-    tip.textContent = spot.getAttribute('aria-label'); tip.hidden = false;
+    tip.textContent = spot.getAttribute('aria-label'); tip.hidden = false; shown = spot;
     const at = spot.getBoundingClientRect(), mine = tip.getBoundingClientRect();
     const left = Math.min(Math.max(8, at.left + at.width / 2 - mine.width / 2), innerWidth - mine.width - 8);
     const above = at.top - mine.height - 10;
     tip.style.left = left + 'px'; tip.style.top = (above > 8 ? above : at.bottom + 10) + 'px';
   };
-  const hide = () => { tip.hidden = true; };
-  addEventListener('scroll', hide, { passive: true });
+  let shown = null;
+  const hide = () => { tip.hidden = true; shown = null; };
+  addEventListener('scroll', () => { if (shown) show(shown); }, { passive: true });
   addEventListener('keydown', (event) => { if (event.key === 'Escape') hide(); });
   for (const chart of document.querySelectorAll('svg.chart')) {
     const spots = [...chart.querySelectorAll('.spot')];

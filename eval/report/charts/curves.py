@@ -212,8 +212,8 @@ def _chart(name: str, title: str, curves: Sequence[Curve], levels: Sequence[Leve
             drawn = noise + (path("curve", places) if len(places) > 1 else "")
             parts.append(group(curve.look.colour, drawn))
             marks += [_marked(curve.look, mark, at) for mark, at in zip(curve.marks, places, strict=True)]
-            for (x1, y1), (x2, y2) in pairwise(places):
-                room.block(x1, min(y1, y2) - 4, x2, max(y1, y2) + 4)
+            for start, end in pairwise(places):
+                room.line(start, end)
         marks += [_joint(scaled, before, after) for before, after in pairwise(several)]
     parts += [drawn for one in levels for drawn in _levelled(one, scaled, room)]
     parts.append(scaled.plane.foot(axes.along))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.report.charts.field import Results, chosen_from, high, looks, low
+from eval.report.charts.field import Results, bests, chosen_from, high, looks, low
 from eval.report.drawing.chart import Chart
 from eval.report.drawing.labels import Room
 from eval.report.drawing.looks import Look
@@ -18,8 +18,8 @@ def forecast_chart(results: Results) -> Chart | None:
     rows = [row for row in chosen_from(results) if row.get("forecast_speedup") is not None]
     if not rows:
         return None
-    caption = """Each mark is a drafter at one k, with its 95 % interval. On the diagonal the forecast is right; above
-it the drafter did better than sizes and the device's profile foretold at its measured alpha."""
+    caption = """Each mark is a drafter at one k, the best of each named, with 95 % intervals. On the diagonal the
+forecast is right; above it the drafter did better than sizes and the device's profile foretold at its measured alpha."""
     styles = looks(results)
     names = list(dict.fromkeys(map(drafter_name, rows)))
     head, top = legend([(fitted(name, 40), styles[name]) for name in styles if name in names])
@@ -51,9 +51,10 @@ def _drawn(rows: Sequence[Row], styles: dict[str, Look], top: float) -> list[str
         room.mark(x, y)
         room.block(x - 2, plane.y(low(row)), x + 2, plane.y(high(row)))
     drawn, labels = [], []
+    best = bests(rows)
     for row, (x, y) in zip(rows, at, strict=True):
-        look = styles[drafter_name(row)]
-        label = room.label(x, y, f"k={row['k']}", "own")
+        look, mine = styles[drafter_name(row)], best[drafter_name(row)] is row
+        label = room.label(x, y, f"k={row['k']}", "own") if mine else None
         labels.append(group(look.colour, label or ""))
         bar = whisker(x, plane.y(low(row)), plane.y(high(row)), "thin")
         drawn.append(spot(look.colour, _words(row), bar + symbol(look.shape, x, y, 4.5, look.kind)))

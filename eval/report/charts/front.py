@@ -175,18 +175,18 @@ def _drawn(
     room = Room(plane.box)
     for point, (x, y) in zip(points, at, strict=True):
         room.mark(x, y, 6 if point.best else 4)
-        if point.best:
+        if point in on_front:
             room.block(x - 3, plane.y(point.low), x + 3, plane.y(point.high))
     steps = _staircase([at[points.index(point)] for point in on_front], plane)
-    for (x1, y1), (x2, y2) in pairwise(steps):
-        room.block(min(x1, x2) - 2, min(y1, y2) - 2, max(x1, x2) + 2, max(y1, y2) + 2)
+    for start, end in pairwise(steps):
+        room.line(start, end)
     # Names of the front first, then what it passes over; where nothing is free, pointing at the mark says it.
     named_points = sorted((point for point in points if point.best), key=lambda one: one not in on_front)
     labels = []
     for point in named_points:
         x, y = at[points.index(point)]
         words, kind = f"{fitted(point.name, LONGEST)}, k={point.k}", "own" if point in on_front else "faint"
-        label = room.label(x, y, words, kind, far=point in on_front)
+        label = room.label(x, y, words, kind, far=True)
         labels.append(group(styles[point.name].colour, label or ""))
     parts += [_alone(plane, room), path("front", steps) if on_front else ""]
     order = sorted(range(len(points)), key=lambda i: (points[i] in on_front, points[i].best))

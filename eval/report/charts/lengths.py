@@ -13,7 +13,7 @@ from eval.report.drawing.plane import WIDTH
 from eval.report.drawing.svg import box, drawing, fitted, line, spot, text
 from eval.verdict.rows import Row, drafter_name, mode
 
-COLUMNS, GAP, PANEL, TALL = 2, 16.0, 126.0, 66.0
+COLUMNS, GAP, PANEL, TALL = 2, 16.0, 142.0, 66.0
 SHADES = (1.0, 0.5, 0.28)  # of the temperatures, in their order
 
 
@@ -110,14 +110,14 @@ def _mean(counts: Sequence[int]) -> float:
 
 
 def _panel(one: Lengths, look: Look, left: float, top: float, wide: float) -> list[str]:
-    """Bars from the base up, temperatures beside each other, the mean at the right end of the title."""
-    base = top + 24 + TALL + 10
+    """Bars from the base up, temperatures beside each other, the mean under the title."""
+    base = top + 40 + TALL + 10
     slot = (wide - 8) / (one.most + 1)
     slim = min(26.0, (slot - 4) / len(one.counts))
     means = " / ".join(f"{_mean(counts):.2f}" for counts in one.counts.values())
     parts = [
-        text(left + 4, top + 14, fitted(f"{one.name}, k = {one.k}", 22), kind="heading"),
-        text(left + wide - 2, top + 14, f"mean {means}", anchor="end", kind="faint"),
+        text(left + 4, top + 14, fitted(f"{one.name}, k = {one.k}", 28), kind="heading"),
+        text(left + 4, top + 29, f"mean {means}", kind="faint"),
         line("axis", left + 4, base, left + wide - 4, base),
     ]
     for length in range(one.most + 1):

@@ -66,6 +66,13 @@ class Room:
         """A mark stands there."""
         self.block(x - radius, y - radius, x + radius, y + radius)
 
+    def line(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """A line leads from there to there."""
+        steps = 1 + int(math.dist(start, end) / 6)
+        for place in range(steps + 1):
+            share = place / steps
+            self.mark(start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1]), 3)
+
     def take(self, box: Box) -> bool:
         """Whether nothing is in it and it lies within the drawing; if so it is taken."""
         inside = (

@@ -31,10 +31,10 @@ LIGHT: Palette = {
     "series-5": "#b02a6b",
     "lookup": "#5b6470",
     "alone": "#1b1b1a",
-    "part-draft": "#c8671d",
+    "part-draft": "#a8500f",
     "part-verify": "#3566a8",
-    "part-accept": "#1d8a66",
-    "part-host": "#85827a",
+    "part-accept": "#147052",
+    "part-host": "#75726a",
 }
 
 DARK: Palette = {
