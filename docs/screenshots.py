@@ -31,7 +31,6 @@ PICTURES: dict[str, tuple[str | None, int, bool]] = {
     "report-dark": (None, 1280, True),
     "report-narrow": (None, 360, False),
     "verdict": ("#verdict", 1280, False),
-    "front": ("#front", 1280, False),
     "speedups": ("#speedups", 1280, False),
     "lengths": ("#accepted", 1280, False),
     "time": ("#time", 1280, False),
@@ -39,6 +38,7 @@ PICTURES: dict[str, tuple[str | None, int, bool]] = {
     "map": ("#map .plots", 1280, False),
     "training": ("#training .plots", 1280, False),
 }
+MORE = {"front": ("#front", 1280, False)}  # which are taken only where they are asked for
 HEIGHTS = {1280: 1240, 360: 900}
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--of", type=Path, help="where an eval wrote its results, or such a file")
     parser.add_argument("--to", type=Path, default=HERE / "pictures")
-    parser.add_argument("--only", nargs="*", choices=sorted(PICTURES), default=sorted(PICTURES))
+    parser.add_argument("--only", nargs="*", choices=sorted(PICTURES | MORE), default=sorted(PICTURES))
     arguments = parser.parse_args()
     program = find_chromium()
     if program is None:
@@ -80,7 +80,7 @@ def copy_results(source: Path | None, to: Path) -> None:
 
 def take(browser: Browser, report: Path, name: str, path: Path) -> None:
     """One picture, its colours counted so that it is short; an element that the page lacks is left out, and said."""
-    selector, width, dark = PICTURES[name]
+    selector, width, dark = (PICTURES | MORE)[name]
     page = browser.open(report.as_uri(), width=width, height=HEIGHTS[width], dark=dark)
     if selector is not None and not page.value(f"document.querySelector({json.dumps(selector)}) !== null"):
         print(f"{name}: the report has no {selector}")
