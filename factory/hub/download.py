@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from factory.disk import DiskError, free_bytes
+from factory.files.disk import DiskError, free_bytes
 from factory.errors import FactoryError, ModelError
 from factory.hub.failures import hub_errors, told
 from factory.hub.names import Asked

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from factory.disk import FULL, DiskError
+from factory.files.disk import FULL, DiskError
 from factory.errors import FactoryError, ModelError
 from factory.hub.names import Asked, meant
 
