@@ -10,8 +10,8 @@
            README.md       the card, always regenerated
 
 Opening checks that the folder is complete; `verify` reads every byte. Nothing here knows how a
-drafter is made or measured. An evaluation that is kept changes one thing in model/: generation_config.json gets the k that
-was measured to be best, which `verify` looks past.
+drafter is made or measured. An evaluation that is kept changes one thing in model/: generation_config.json
+gets the k that was measured to be best, which `verify` looks past.
 """
 
 from __future__ import annotations
@@ -121,12 +121,17 @@ class Artifact:
 
     def evals(self) -> list[dict[str, Any]]:
         """Every evaluation of this very manifest, oldest first."""
+        return list(self.eval_files().values())
+
+    def eval_files(self) -> dict[Path, dict[str, Any]]:
+        """Those evaluations by the files that hold them, oldest first."""
         files = sorted((self.folder / "evals").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        found = []
+        found = {}
         for path in files:
             with contextlib.suppress(ValueError):  # a damaged record is no measurement
-                found.append(json.loads(path.read_text()))
-        return [result for result in found if result.get("manifest_sha256") == self.manifest_digest()]
+                found[path] = json.loads(path.read_text())
+        digest = self.manifest_digest()
+        return {path: result for path, result in found.items() if result.get("manifest_sha256") == digest}
 
     def manifest_digest(self) -> str:
         """sha256 of manifest.json: pins all that an evaluation measured."""
