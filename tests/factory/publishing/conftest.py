@@ -40,7 +40,14 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_target: Callable[..
     (folder / "tiny.yaml").write_text(RECIPE.format(target=target))
     torch.manual_seed(0)
     [made] = build(load(folder / "tiny.yaml", [], None), folder / "artifacts", silent)
-    changes = {"ks": (2, 3), "auto_k": False, "lookup_ks": (2,), "temperatures": (0.0,), "reader": "eager", "drafter_reader": "eager"}
+    changes = {
+        "ks": (2, 3),
+        "auto_k": False,
+        "lookup_ks": (2,),
+        "temperatures": (0.0,),
+        "reader": "eager",
+        "drafter_reader": "eager",
+    }
     plan = EvalPlan.model_validate({**load_plan("smoke").model_dump(), **changes})
     evaluate([made], plan, target=None, out=folder / "out", prompts_file=None, progress=silent)
     return made.folder
@@ -54,7 +61,7 @@ def artifact(evaluated: Path, tmp_path: Path) -> Artifact:
 
 @pytest.fixture
 def measured(artifact: Artifact) -> Callable[..., Artifact]:
-    """`measured(change)` keeps another evaluation of it, the last one with changed figures; `change` is called with it."""
+    """`measured(change)` keeps another evaluation of it, the last one as `change` leaves it."""
 
     def keep(change: Callable[[dict[str, Any]], object]) -> Artifact:
         results = json.loads(json.dumps(artifact.evals()[-1]))
