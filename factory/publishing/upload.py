@@ -114,8 +114,8 @@ def _opened(api: Any, place: Place, account: str) -> _There:
         there = _there(api, place, None) or _There("", {})
     elif place.private and there.public:
         raise PublishError(
-            f"{place.repository}: is public already, and --private is for a new one; make it private in its settings on "
-            "the Hub first, or leave --private out"
+            f"{place.repository}: is public already, and --private is for a new one; make it private in its settings "
+            "on the Hub first, or leave --private out"
         )
     if MANIFEST not in there.names and set(there.names) - set(_NOBODYS):
         other = next(iter(sorted(set(there.names) - set(_NOBODYS))))
