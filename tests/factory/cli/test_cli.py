@@ -314,7 +314,7 @@ def test_what_can_be_no_name_on_the_hub_is_a_fault(
     assert f"{name}: neither a folder here nor a name that the Hub could have" in err
     code, _, err = factory("build", ANY, "--target", name)
     assert code == 2
-    assert err.startswith(f"cannot load {name}: ") and "give a folder that exists" in err
+    assert f"{name}: neither a folder here nor" in err
 
 
 def test_clean_says_how_much(factory: Callable[..., tuple[int, str, str]]) -> None:
