@@ -306,9 +306,7 @@ def test_a_build_needs_a_recipe_or_a_target(factory: Callable[..., tuple[int, st
 
 
 @pytest.mark.parametrize("name", ["my model", "a--b/c", "x/y."])
-def test_what_can_be_no_name_on_the_hub_is_a_fault(
-    factory: Callable[..., tuple[int, str, str]], name: str
-) -> None:
+def test_what_can_be_no_name_on_the_hub_is_a_fault(factory: Callable[..., tuple[int, str, str]], name: str) -> None:
     code, out, err = factory("check", ANY, "--target", name)
     assert code == 2 and out.startswith("wrong ")
     assert f"{name}: neither a folder here nor a name that the Hub could have" in err
