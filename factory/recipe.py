@@ -21,11 +21,12 @@ from pydantic import Field, field_validator, model_validator
 from factory.distillation.settings import WRITTEN_BY
 from factory.documents import Document, assign, dump, override, read, validate
 from factory.errors import DataError, RecipeError
-from factory.grid import axes_of, candidates, points
+from factory.grid import GRID, axes_of, candidates, points
 from factory.rows import FILE_KINDS
 from factory.sources import BOS, Data, FilePrompts, HubPrompts, Section, facts_of
 from factory.stages import AnyStage, Distill, Fresh, QuantizingStage, StructuralStage, TrainingStage
 
+NAME = r"^(?!.*--)[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"  # of a drafter; "--" is kept for variants
 MOST_CANDIDATES = 64  # of a grid, before a build asks for --yes
 
 
@@ -45,20 +46,22 @@ class Target(Section):
 class Recipe(Section):
     """What a build makes."""
 
-    name: str = Field(description="what the drafter's folder is called")
+    name: str = Field(description="what the drafter's folder is called", json_schema_extra={"pattern": NAME})
     target: Target = Target()
     data: Data | None = None
     stages: list[AnyStage] = Field(min_length=1, description="what is done to a copy of the target, in this order")
     keep_raw: bool = Field(default=False, description="also save the drafter before its first training stage")
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of all that is random")
     grid: dict[str, list[Any]] | None = Field(
-        default=None, description="keys such as stages.0.keep, each with the values to try; empty in a candidate"
+        default=None,
+        description="keys such as stages.0.keep, each with the values to try; empty in a candidate",
+        json_schema_extra={"anyOf": [GRID, {"type": "null"}]},
     )
 
     @field_validator("name")
     @classmethod
     def _is_a_folder_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name) or "--" in name:
+        if not re.fullmatch(NAME, name):
             raise ValueError(
                 f"'{name}' cannot name a drafter: begin with a letter or digit, then letters, digits, '.', '_', '-', "
                 "80 at most; '--' is kept for variants"
