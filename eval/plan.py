@@ -17,8 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from factory.documents import Document, read, validate
 from factory.errors import RecipeError
+from factory.files.documents import Document, read, validate
 
 PLANS = Path(__file__).resolve().parent / "plans"
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from factory.anatomy.shapes import Shape
 from factory.distillation.settings import Distillation
-from factory.edit import Shape
 from factory.given import CacheSettings, Given
 from factory.stages.base import TrainingStage
 
