@@ -18,7 +18,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="replace files that are there and differ")] = False,
 ) -> None:
     """Copy the shipped recipes to begin with, and the demo's prompts and model, into a folder of yours."""
-    from factory.shipped import copy_shipped
+    from factory.recipes.shipped import copy_shipped
 
     written, same = copy_shipped(folder, force=force)
     there = f", {len(same)} were there already" if same else ""
@@ -40,10 +40,10 @@ def schema(
     The editor's line, first in a recipe: # yaml-language-server: $schema=FILE
     """
     from eval.plan import EvalPlan
-    from factory.disk import disk_errors
-    from factory.files import write_atomically
-    from factory.recipe import Recipe
-    from factory.schema import schema_of
+    from factory.files.atomic import write_atomically
+    from factory.files.disk import disk_errors
+    from factory.files.schema import schema_of
+    from factory.recipes.recipe import Recipe
 
     made = schema_of(Recipe if of == "recipe" else EvalPlan, of)
     text = json.dumps(made, indent=2) + "\n"

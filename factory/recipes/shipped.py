@@ -1,6 +1,6 @@
 """What is shipped to begin with: the demo's recipes, its prompts and its target, and recipes of large models.
 
-In the clone they lie in `recipes/`; a wheel has them beside this module (setup.py puts them there), since outside
+In the clone they lie in `recipes/`; a wheel has them in `factory/shipped/` (setup.py puts them there), since outside
 the clone there is nothing else. Python files of that folder made what lies there, and are not shipped.
 """
 
@@ -10,11 +10,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from factory.disk import disk_errors
 from factory.errors import FactoryError
+from factory.files.disk import disk_errors
 
-_INSTALLED = Path(__file__).resolve().parent / "shipped"
-_IN_THE_CLONE = Path(__file__).resolve().parents[1] / "recipes"
+_INSTALLED = Path(__file__).resolve().parents[1] / "shipped"
+_IN_THE_CLONE = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def copy_shipped(folder: Path, *, force: bool = False) -> tuple[list[Path], list[Path]]:

@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from factory import cli
-from factory.recipe import load
+from factory.recipes.recipe import load
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TARGET = ROOT / "recipes/demo/target"
 
 
@@ -22,7 +22,7 @@ def init(*arguments: object) -> tuple[int, str, str]:
 @pytest.fixture
 def light(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """What is shipped, but for the weights: these are 25 MB. In the layout of an installed package."""
-    from factory import shipped
+    from factory.recipes import shipped
 
     folder = tmp_path / "shipped"
     for path in (ROOT / "recipes").rglob("*"):
