@@ -98,7 +98,7 @@ def _silent(_done: int, _total: int, _what: str) -> None:
 def _jobs(candidates: Sequence[Loaded], out: Path, progress: Progress) -> list[Job]:
     """Every candidate with its inputs. One recipe has one target, so that is looked at once."""
     first = candidates[0]
-    located = locate(first.require_target(), first.recipe.target.revision)
+    located = locate(first.require_target(), first.recipe.target.revision, progress)
     config = read_config(located.folder)
     _require_possible(candidates, config)
     _require_same_sizes(candidates, config)
