@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ from pydantic import (
 )
 
 from factory.errors import RecipeError
-from factory.files.documents import Document, read, validate
+from factory.files.documents import Document, given, read, validate
 
 PLANS = Path(__file__).resolve().parent / "plans"
 
@@ -173,16 +174,21 @@ def shipped_plans() -> list[str]:
     return sorted(path.stem for path in PLANS.glob("*.yaml"))
 
 
-def load_plan(source: str | Path | None) -> EvalPlan:
-    """A shipped plan by its name, or a plan file by its path; None is `default`.
+def load_plan(source: str | Path | Mapping[str, Any] | None) -> EvalPlan:
+    """A shipped plan by its name, or a plan file by its path, or what would stand in one; None is `default`.
 
     Raises RecipeError with every fault as `file:line: key: what is wrong`.
     """
+    if isinstance(source, Mapping):
+        return _of(given(source, "plan"))
     name = "default" if source is None else str(source)
     path = PLANS / f"{name}.yaml" if name in shipped_plans() else Path(name)
     if not path.is_file():
         raise RecipeError(f"plan {name}: no such file; give a path, or one of: {', '.join(shipped_plans())}")
-    document = read(path)
+    return _of(read(path))
+
+
+def _of(document: Document) -> EvalPlan:
     plan = validate(document, EvalPlan)
     plan._document = document
     return plan

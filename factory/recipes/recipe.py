@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from factory.data.rows import FILE_KINDS
 from factory.distillation.settings import WRITTEN_BY
 from factory.errors import DataError, RecipeError
-from factory.files.documents import Document, assign, dump, override, read, validate
+from factory.files.documents import Document, assign, dump, given, override, read, validate
 from factory.recipes.grid import GRID, axes_of, candidates, points
 from factory.recipes.sources import BOS, Data, FilePrompts, HubPrompts, Section, facts_of
 from factory.stages import AnyStage, Distill, Fresh, QuantizingStage, StructuralStage, TrainingStage
@@ -174,17 +174,19 @@ class Loaded:
 
 
 def load(
-    path: Path,
+    source: Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
     target: str | None = None,
     many: Literal["refuse", "sample", "all"] = "refuse",
 ) -> list[Loaded]:
     """The candidates that a file describes, with `--set` overrides and `--target` applied; one without a grid.
 
+    A mapping stands for a file that lies in the working directory.
     `many` says what to do with more than MOST_CANDIDATES: refuse, load every value of the grid once
     (with the others at their first), or load all. Raises RecipeError with all faults.
     """
-    document = read(path)
+    path = Path("recipe") if isinstance(source, Mapping) else source
+    document = given(source, path.name) if isinstance(source, Mapping) else read(source)
     if target is not None:
         document = _with_target(document, target)
     document = override(document, overrides)

@@ -139,6 +139,7 @@ def test_the_command_prints_it_or_writes_it(tmp_path: Path) -> None:
 
 
 def test_the_command_needs_no_torch() -> None:
-    code = "import sys; from factory.cli import app; app(['schema'], standalone_mode=False); sys.exit('torch' in sys.modules)"
+    code = "import sys; from factory.cli import app; app(['schema'], standalone_mode=False)"
+    code += "; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
