@@ -127,7 +127,9 @@ class Artifact:
         made_from = self.manifest["target"]
         source = override or made_from["path"] or made_from["model"]
         if override is None and made_from["path"] and not Path(made_from["path"]).is_dir():
-            raise ArtifactError(f"{self.folder}: its target {made_from['path']} is gone; name it with --target")
+            source = (self.pulled() or {}).get("base_model")  # what its publisher says is the same model on the Hub
+            if not source:
+                raise ArtifactError(f"{self.folder}: its target {made_from['path']} is gone; name it with --target")
         located = locate(source, None if override else made_from["revision"])
         if model_identity(located.folder, self.folder.parent / ".cache" / "identity.json") != made_from["identity"]:
             raise ArtifactError(

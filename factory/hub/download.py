@@ -59,7 +59,7 @@ def download(
 
 
 def diagnose(asked: Asked, raises: type[FactoryError]) -> None:
-    """Raises what is wrong with a repository that another library could not read; nothing where the Hub gives it out.
+    """Raises what is wrong with a repository that another library is to read; nothing where the Hub gives it out.
 
     What a gated repository holds may be listed by everyone, so one of its files is asked for too.
     """
@@ -67,8 +67,11 @@ def diagnose(asked: Asked, raises: type[FactoryError]) -> None:
 
     with hub_errors(asked, raises):
         info: Any = HfApi().repo_info(asked.repository, repo_type=asked.kind, revision=asked.revision, timeout=ANSWER_S)
-        for file in (info.siblings or [])[:1]:
-            url = hf_hub_url(asked.repository, file.rfilename, repo_type=asked.kind, revision=asked.revision)
+        names = sorted(
+            (file.rfilename for file in info.siblings or []), key=lambda name: name.startswith((".", "README"))
+        )
+        for name in names[:1]:
+            url = hf_hub_url(asked.repository, name, repo_type=asked.kind, revision=asked.revision)
             get_hf_file_metadata(url, timeout=ANSWER_S)
 
 

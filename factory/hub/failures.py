@@ -159,7 +159,7 @@ def _unreached(asked: Asked) -> str:
     if asked.writes:
         return mend
     part = "only a part of it is" if asked.partly else "it is not"
-    return f"{part} in this machine's cache: {mend}, or download it beforehand: `{asked.command}`"
+    return f"{part} in this machine's cache: {mend}, or download it where there is one: `{asked.command}`"
 
 
 def _gated(asked: Asked, page: str) -> str:
@@ -199,6 +199,8 @@ def _wrong_token() -> str:
 def _answered(status: int, error: BaseException, asked: Asked) -> str:
     if status == 401:
         return _wrong_token() if _token() else f"the Hub wants to know who asks; {_LOG_IN}"
+    if status == 403 and not _token():
+        return f"it is not for everyone; {_LOG_IN}"
     if status == 403:
         right = "write to it" if asked.writes else "read it"
         return f"the token of {_source()} may not {right}; give it that right at {_endpoint()}/settings/tokens"
