@@ -1,4 +1,4 @@
-"""`factory publish`."""
+"""`factory publish` and `factory pull`."""
 
 from __future__ import annotations
 
@@ -78,3 +78,29 @@ def _list(publication: Publication, as_json: bool) -> None:
         files = [{"path": entry.path, "bytes": entry.size} for entry in entries]
         record = {"dry_run": True, "repository": publication.repository, "files": files, "bytes": publication.bytes}
         typer.echo(json.dumps(record))
+
+
+@app.command()
+@reported
+def pull(
+    repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="a published drafter's name on the Hub")],
+    revision: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="a branch, a tag or a commit; default: the newest of main")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="the folder that gets DIR/NAME")] = Path("artifacts"),
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fetch a published drafter, every file compared with its manifest. Done again, it goes on, or does nothing."""
+    from factory.publishing.pull import pull as pull_drafter
+
+    with shown_progress(quiet) as progress:
+        pulled = pull_drafter(repository, out, progress, revision)
+    folder, came = pulled.artifact.folder, f"{pulled.evaluations} {'' if pulled.new else 'new '}evaluations"
+    what = "pulled" if pulled.new else "it was here already"
+    typer.echo(f"{what}: {folder}, {pulled.repository} at commit {pulled.commit[:12]}, and {came}")
+    typer.echo(f"all {len(pulled.artifact.manifest['files'])} files are what its manifest says")
+    if as_json:
+        typer.echo(json.dumps(pulled.record()))
+    else:
+        typer.echo(f"next: factory eval {folder}")
