@@ -16,6 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from factory.artifact import Artifact
 from factory.provenance import sha256_file
+from factory.publishing.gate import PublishError
+from factory.publishing.origin import origin
+from factory.publishing.running import Recommended, how_to_run
 
 Publish = Callable[..., tuple[int, str, str]]
 TOKEN = "hf_" + "NeverToBeSeenAnywhere" * 2
@@ -118,7 +121,6 @@ def add_weights(artifact: Artifact) -> None:
     results = artifact.evals()[-1]
     artifact.manifest["files"]["model/extra.safetensors"] = sha256_file(extra)
     (artifact.folder / "manifest.json").write_text(json.dumps(artifact.manifest))
-    results.pop("manifest_sha256")
     artifact.write_eval(results)
 
 
@@ -270,9 +272,6 @@ def test_a_slower_one_says_so_on_its_card_with_the_reason(ada: HubServer, publis
 
 
 def test_the_licence_is_the_targets(hub: HubServer, publish: Publish, faster: Artifact, tmp_path: Path) -> None:
-    from factory.publishing.gate import PublishError
-    from factory.publishing.origin import origin
-
     made_from = faster.manifest["target"]
     made_from["path"] = str(tmp_path / "target")
     (tmp_path / "target").mkdir()
@@ -292,3 +291,11 @@ def test_the_licence_is_the_targets(hub: HubServer, publish: Publish, faster: Ar
         "license_name": "own",
         "license_link": link,
     }
+
+
+def test_weights_that_only_gptqmodel_loads_say_so() -> None:
+    stored = {"format": "gptq", "loader": "gptqmodel", "why_loader": "its heads are pruned"}
+    text = "\n".join(how_to_run(Recommended("ada/tiny", "ada/big", "c0ffee", 3, False, stored)))
+    assert "**Stock transformers cannot load it**: its heads are pruned" in text
+    assert 'GPTQModel.load("ada/tiny").model' in text and 'revision="c0ffee"' in text
+    assert "num_assistant_tokens = 3" in text and "nor its GPTQ weights" in text and "convert_hf_to_gguf" not in text
