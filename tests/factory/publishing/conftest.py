@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from eval.plan import EvalPlan, load_plan
 from factory import cli
 from factory.artifact import Artifact
 from factory.building.build import build
+from factory.publishing.contents import Entry
+from factory.publishing.publish import Wishes, prepared
 from factory.recipes.recipe import load
 
 RECIPE = """\
@@ -51,6 +54,17 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_target: Callable[..
     plan = EvalPlan.model_validate({**load_plan("smoke").model_dump(), **changes})
     evaluate([made], plan, target=None, out=folder / "out", prompts_file=None, progress=silent)
     return made.folder
+
+
+@pytest.fixture(scope="session")
+def entries(evaluated: Path) -> list[Entry]:
+    """All that publishing it sends, drawn once."""
+    wishes = Wishes(license="mit", even_if_slower="to be sent by tests")
+    with prepared(Artifact.open(evaluated), "ada/tiny-drafter", wishes, network=False) as publication:
+        return [
+            replace(one, source=Path(one.source).read_bytes()) if isinstance(one.source, Path) else one
+            for one in publication.entries
+        ]
 
 
 @pytest.fixture
