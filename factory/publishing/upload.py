@@ -65,6 +65,7 @@ class _There:
 
     commit: str
     names: Mapping[str, tuple[str, bool]]
+    public: bool = False
 
     def has(self, entry: Entry) -> bool:
         found = self.names.get(entry.path)
@@ -111,6 +112,11 @@ def _opened(api: Any, place: Place, account: str) -> _There:
             )
         api.create_repo(place.repository, private=place.private or None, exist_ok=True)
         there = _there(api, place, None) or _There("", {})
+    elif place.private and there.public:
+        raise PublishError(
+            f"{place.repository}: is public already, and --private is for a new one; make it private in its settings "
+            "on the Hub first, or leave --private out"
+        )
     if MANIFEST not in there.names and set(there.names) - set(_NOBODYS):
         other = next(iter(sorted(set(there.names) - set(_NOBODYS))))
         raise PublishError(
@@ -141,7 +147,7 @@ def _there(api: Any, place: Place, revision: str | None) -> _There | None:
     names = {
         file.rfilename: (file.lfs.sha256, True) if file.lfs else (file.blob_id, False) for file in info.siblings or []
     }
-    return _There(info.sha or "", names)
+    return _There(info.sha or "", names, public=info.private is False)
 
 
 def _gone(api: Any, place: Place, there: _There, entries: Sequence[Entry]) -> list[str]:

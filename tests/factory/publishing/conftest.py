@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from eval.plan import EvalPlan, load_plan
 from factory import cli
 from factory.artifact import Artifact
 from factory.building.build import build
+from factory.publishing.contents import Entry
+from factory.publishing.publish import Wishes, prepared
 from factory.recipes.recipe import load
 
 RECIPE = """\
@@ -40,10 +43,28 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_target: Callable[..
     (folder / "tiny.yaml").write_text(RECIPE.format(target=target))
     torch.manual_seed(0)
     [made] = build(load(folder / "tiny.yaml", [], None), folder / "artifacts", silent)
-    changes = {"ks": (2, 3), "auto_k": False, "lookup_ks": (2,), "temperatures": (0.0,), "reader": "eager", "drafter_reader": "eager"}
+    changes = {
+        "ks": (2, 3),
+        "auto_k": False,
+        "lookup_ks": (2,),
+        "temperatures": (0.0,),
+        "reader": "eager",
+        "drafter_reader": "eager",
+    }
     plan = EvalPlan.model_validate({**load_plan("smoke").model_dump(), **changes})
     evaluate([made], plan, target=None, out=folder / "out", prompts_file=None, progress=silent)
     return made.folder
+
+
+@pytest.fixture(scope="session")
+def entries(evaluated: Path) -> list[Entry]:
+    """All that publishing it sends, drawn once."""
+    wishes = Wishes(license="mit", even_if_slower="to be sent by tests")
+    with prepared(Artifact.open(evaluated), "ada/tiny-drafter", wishes, network=False) as publication:
+        return [
+            replace(one, source=Path(one.source).read_bytes()) if isinstance(one.source, Path) else one
+            for one in publication.entries
+        ]
 
 
 @pytest.fixture
@@ -54,12 +75,11 @@ def artifact(evaluated: Path, tmp_path: Path) -> Artifact:
 
 @pytest.fixture
 def measured(artifact: Artifact) -> Callable[..., Artifact]:
-    """`measured(change)` keeps another evaluation of it, the last one with changed figures; `change` is called with it."""
+    """`measured(change)` keeps another evaluation of it, the last one as `change` leaves it."""
 
     def keep(change: Callable[[dict[str, Any]], object]) -> Artifact:
         results = json.loads(json.dumps(artifact.evals()[-1]))
         change(results)
-        results.pop("manifest_sha256")
         artifact.write_eval(results)
         return artifact
 
