@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -171,6 +172,14 @@ def test_each_failure_has_its_own_words(
     assert text.startswith(head + said.replace("URL", world.hub.url))
     assert "\n" not in text and SECRET not in text
     assert caught.value.__cause__ is None  # which may hold what was sent
+
+
+def test_the_page_quotes_them() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs/pulling.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\| `(.+?)` \|", page.split("## When the Hub")[1], re.MULTILINE)
+    known = [said for _, _, _, said in CASES.values()] + [os.strerror(errno.ENOSPC)]
+    assert len(quoted) == 8
+    assert [quote for quote in quoted if not any(quote in said for said in known)] == []
 
 
 def test_what_is_whole_is_kept_and_the_next_try_goes_on(world: World) -> None:

@@ -1,6 +1,8 @@
 """`factory eval user/name`: a stranger's drafter on this machine, the published figures beside the new ones."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from factory import cli
 from factory.artifact import Artifact
 from factory.publishing.contents import contents
 
+PAGE = (Path(__file__).resolve().parents[3] / "docs/pulling.md").read_text(encoding="utf-8")
 PLAN = """\
 suites: [stories]
 prompts: 2
@@ -34,7 +37,7 @@ threads: 1
 
 @pytest.fixture
 def published(hub: HubServer, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    """ada/tiny, measured on a GPU; its target was a folder that only its publisher has, and is ada/target on the Hub."""
+    """ada/tiny, measured on a GPU; its target was a folder of its publisher's, and is ada/target on the Hub."""
     [results] = artifact.evals()
     del results["manifest_sha256"]
     target = Path(artifact.manifest["target"]["path"])
@@ -52,10 +55,18 @@ def published(hub: HubServer, artifact: Artifact, tmp_path: Path, monkeypatch: p
     return hub
 
 
-def test_a_published_drafter_is_measured_here(published: HubServer) -> None:
+def test_a_published_drafter_is_measured_here_by_the_commands_of_the_page(published: HubServer) -> None:
     Path("plan.yaml").write_text(PLAN)
-    ran = CliRunner().invoke(cli.app, ["eval", "ada/tiny", "--plan", "plan.yaml", "--json"])
+    block = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)[0].replace("user/name", "ada/tiny")
+    lines = [shlex.split(line, comments=True) for line in block.replace("drafters/name", "drafters/tiny").splitlines()]
+    assert [line[:2] for line in lines] == [["factory", name] for name in ("eval", "pull", "show")]
+    ran, *others = (
+        CliRunner().invoke(cli.app, [*line[1:], *(["--plan", "plan.yaml", "--json"] if line[1] == "eval" else [])])
+        for line in lines
+    )
     assert ran.exit_code == 0, ran.output
+    for other, said in zip(others, ("pulled: drafters/tiny", "every file is what the manifest says"), strict=True):
+        assert other.exit_code == 0 and said in other.output
     assert "Published, and measured here" in ran.stdout and "<i>a GPU</i> of the publisher" in ran.stdout
     commit = published.repository("ada/tiny").refs["main"]
     assert f"Published as ada/tiny, commit {commit[:12]}." in ran.stdout
