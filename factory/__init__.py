@@ -1,6 +1,15 @@
-"""Makes drafters out of targets, and runs both. Imports nothing heavy: `factory --help` must be instant."""
+"""Makes drafters out of targets, and runs both: `from factory import build, load_drafter`.
+
+Imports nothing heavy, since `factory --help` must be instant: what a program calls is loaded when it is asked for.
+"""
 
 import logging as _logging
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+if _TYPE_CHECKING:
+    from factory.api.drafting import LoadedDrafter, Written, load_drafter
+    from factory.api.making import build
 
 __version__ = "0.1.0"
 
@@ -8,3 +17,24 @@ __version__ = "0.1.0"
 # that does not fit this machine, and torch of how it registers itself. No model here runs on either.
 for _noisy in ("torchao", "torch.utils._pytree"):
     _logging.getLogger(_noisy).setLevel(_logging.ERROR)
+
+_HOMES = {
+    "LoadedDrafter": "factory.api.drafting",
+    "Written": "factory.api.drafting",
+    "load_drafter": "factory.api.drafting",
+    "build": "factory.api.making",
+}
+__all__ = ["LoadedDrafter", "Written", "__version__", "build", "load_drafter"]
+
+
+def __getattr__(name: str) -> _Any:
+    """What `_HOMES` names, loaded now."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'factory' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,6 +11,10 @@ from contextlib import contextmanager
 Progress = Callable[[int, int, str], None]
 
 
+def silent(_done: int, _total: int, _what: str) -> None:
+    """Progress that nobody looks at."""
+
+
 def _name(what: str) -> str:
     return what.split(",", 1)[0]
 
