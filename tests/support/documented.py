@@ -1,13 +1,13 @@
 """What the documentation tells a reader to type, and how far it can be tried.
 
-`pages(root)` are all Markdown pages and the recipes and plans with a command at their head. `commands(page)` are the lines of
-a page's sh, bash and console blocks, each split into the simple commands that a shell would make of it: comments and
-`&&`, `;`, `&` and loops are taken apart, `left | right` stays one. What a test does with one is `run` or `parse`:
+`pages(root)` are all Markdown pages and the recipes and plans. `commands(root, page)` are the lines of a page's sh, bash
+and console blocks, and those at the head of a recipe, each split into the simple commands that a shell makes of it:
+comments, `&&`, `;`, `&` and loops are taken apart, `left | right` stays one. What a test does with one is `run` or `parse`:
 
-- `run(command, ...)` does it in the folder that it is called in. `factory` and `python` run in this process, since starting
-  torch anew for each would take minutes; everything else is bash's.
-- `parse(command, root)` looks as far as one can without doing it: files exist, options and their values are known, make has
-  the target, a distribution has the extra.
+- `run(text)` does it in the folder that it is called in. `factory` and `python` run in this process, since starting torch
+  anew for each would take minutes; everything else is bash's.
+- `parse(text, root)` looks as far as one can without doing it: files exist, options and their values are known, make has
+  the target, a distribution has the extra, the recipe is forecast, the plan loaded.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def _fault(words: list[str], root: Path) -> str:
 
 
 def _factory(words: list[str], root: Path) -> str:
-    """Of `factory`: the command and its options, then the recipe's forecast or the plan. Raises what typer says of them."""
+    """Of `factory`: the command and its options, then the recipe's forecast or the plan. Raises what typer says."""
     group = typer.main.get_command(cli.app)
     if words[0].startswith("-"):
         known = {option for parameter in group.params for option in parameter.opts} | {"--help"}
