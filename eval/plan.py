@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from factory.documents import Document, read, validate
+from factory.documents import Document, did_you_mean, read, validate
 from factory.errors import RecipeError
 
 PLANS = Path(__file__).resolve().parent / "plans"
@@ -78,7 +78,7 @@ class EvalPlan(BaseModel):
         "auto"  # how the target runs, alone and verifying
     )
     drafter_reader: Literal["auto", "eager", "lean", "packed", "packed-int8", "compiled", "graphed"] = "auto"
-    threads: int | None = Field(default=None, ge=1)  # None = as torch finds it
+    threads: int | None = Field(default=None, ge=1, le=4096)  # None = as torch finds it
     # The target over several GPUs of one process, or over several processes, and the drafters beside it.
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     max_memory: dict[str, Size] | None = None  # of device_map: a GPU's number or cpu -> bytes, or such as 9GiB
@@ -135,8 +135,10 @@ def load_plan(source: str | Path | None) -> EvalPlan:
     name = "default" if source is None else str(source)
     path = PLANS / f"{name}.yaml" if name in shipped_plans() else Path(name)
     if not path.is_file():
-        raise RecipeError(f"plan {name}: no such file; give a path, or one of: {', '.join(shipped_plans())}")
-    document = read(path)
+        found = "a folder" if name and path.is_dir() else "no such file"
+        meant = did_you_mean(name, shipped_plans()) or f"; give a path, or one of: {', '.join(shipped_plans())}"
+        raise RecipeError(f"plan {name or repr(name)}: {found}{meant}")
+    document = read(path, example="ks: [2, 4]")
     plan = validate(document, EvalPlan)
     plan._document = document
     return plan

@@ -21,6 +21,7 @@ from eval.plots import Level, Point, histogram, png, scatter
 from eval.rows import Row, drafter_name, interval, k_words, mode, same_output
 from factory.errors import DataError
 from factory.files import write_atomically
+from factory.json_reading import NotJsonError, read_json
 
 RESULTS, TOKENS, MAP, REPORT, PLOT = "results.json", "tokens.jsonl", "map.json", "report.html", "speedup.png"
 
@@ -78,10 +79,13 @@ def redraw(folder: Path) -> Path:
 
 
 def _read(path: Path, command: str) -> dict[str, Any]:
+    if not path.is_file():
+        found = f"{path.parent}: no such folder" if not path.parent.is_dir() else f"{path.parent}: no {path.name} there"
+        raise DataError(f"{found}; `{command} ARTIFACTS --out {path.parent}` writes one")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); `{command}` writes it") from error
+        found = read_json(path)
+    except NotJsonError as error:
+        raise DataError(f"{path}: damaged ({error}); `{command}` writes it anew") from error
     if not isinstance(found, dict):
         raise DataError(f"{path}: not what `{command}` writes; run it again")
     return found

@@ -24,6 +24,7 @@ from factory.card import draw
 from factory.disk import disk_errors
 from factory.errors import ArtifactError
 from factory.files import write_atomically
+from factory.json_reading import NotJsonError, read_json
 from factory.placement import WHOLE, Placement
 from factory.provenance import sha256_file, sha256_text
 
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 CERTIFICATE = "certificate.json"
+# What of a manifest every reader relies on, and its kind.
+_FACTS: dict[str, type | tuple[type, ...]] = {
+    **{"name": str, "digest": str, "raw": bool, "dtype": str, "parameters": int, "bytes_on_disk": int},
+    **{"target": dict, "target_shape": dict, "shape": dict, "facts": list, "files": dict},
+}
 
 
 class Artifact:
@@ -47,6 +53,8 @@ class Artifact:
         """The artifact in a folder. Raises ArtifactError naming what is missing."""
         folder = Path(folder)
         path = folder / "manifest.json"
+        if folder.is_file():
+            raise ArtifactError(f"{folder}: a file; name the drafter's folder, which `factory ls` lists")
         if not folder.is_dir():
             raise ArtifactError(f"{folder}: no such folder; `factory ls` lists artifacts")
         if not path.is_file():
@@ -54,11 +62,13 @@ class Artifact:
                 f"{folder}: no manifest.json, so not a finished artifact; run its `factory build` again"
             )
         try:
-            manifest = json.loads(path.read_text())
-        except ValueError as error:
+            manifest = read_json(path)
+        except NotJsonError as error:
             raise ArtifactError(f"{path}: damaged ({error}); run its `factory build` again") from error
         if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
             raise ArtifactError(f"{path}: not a manifest of version {SCHEMA_VERSION}; build it again with this version")
+        if lacking := [key for key, kind in _FACTS.items() if not isinstance(manifest.get(key), kind)]:
+            raise ArtifactError(f"{path}: damaged (without {', '.join(lacking)}); run its `factory build` again")
         return cls(folder, manifest)
 
     @property
@@ -121,9 +131,10 @@ class Artifact:
         files = sorted((self.folder / "evals").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         found = []
         for path in files:
-            with contextlib.suppress(ValueError):  # a damaged record is no measurement
-                found.append(json.loads(path.read_text()))
-        return [result for result in found if result.get("manifest_sha256") == self.manifest_digest()]
+            with contextlib.suppress(NotJsonError):  # a damaged record is no measurement
+                found.append(read_json(path))
+        digest = self.manifest_digest()
+        return [result for result in found if isinstance(result, dict) and result.get("manifest_sha256") == digest]
 
     def manifest_digest(self) -> str:
         """sha256 of manifest.json: pins all that an evaluation measured."""
@@ -145,9 +156,9 @@ class Artifact:
         None where there is none, or where its bytes are not those that its digest is of.
         """
         try:
-            record = json.loads((self.folder / CERTIFICATE).read_text(encoding="utf-8"))
+            record = read_json(self.folder / CERTIFICATE)
             digest = record.pop("digest")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
         if digest != _certificate_digest(record):
             return None
@@ -189,6 +200,8 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> Artifact:
 def artifact_folders(folder: str | Path) -> list[Path]:
     """Folders with a manifest in a folder, by name; the folder itself where it has one. Raises ArtifactError."""
     folder = Path(folder)
+    if folder.is_file():
+        raise ArtifactError(f"{folder}: a file; name a drafter's folder, or one that holds some")
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: no such folder; `factory build RECIPE --out {folder}` makes one")
     if (folder / "manifest.json").is_file():

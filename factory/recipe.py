@@ -22,6 +22,7 @@ from factory.distillation.settings import WRITTEN_BY
 from factory.documents import Document, assign, dump, override, read, validate
 from factory.errors import DataError, RecipeError
 from factory.grid import axes_of, candidates, points
+from factory.json_reading import NotJsonError, read_json
 from factory.rows import FILE_KINDS
 from factory.sources import BOS, Data, FilePrompts, HubPrompts, Section, facts_of
 from factory.stages import AnyStage, Distill, Fresh, QuantizingStage, StructuralStage, TrainingStage
@@ -161,12 +162,13 @@ class Loaded:
         path = Path(target.config) if target.config else Path(target.model or "") / "config.json"
         if not path.is_absolute() or not path.is_file():
             return None
+        place = self.document.place(("target", "config" if target.config else "model"))
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RecipeError(f"{path}: not a config.json that can be read ({error})") from None
+            config = read_json(path)
+        except NotJsonError as error:
+            raise RecipeError(f"{place}: {path} is no config.json that can be read ({error}); copy it again") from None
         if not isinstance(config, dict):
-            raise RecipeError(f"{path}: not a config.json: it must hold an object")
+            raise RecipeError(f"{place}: {path} is no config.json: it must hold an object; copy it again")
         return config
 
 
@@ -229,7 +231,11 @@ def _located(recipe: Recipe, document: Document, folder: Path) -> Recipe:
         bases = [Path()] if document.mark(path).startswith("--") else [folder, Path()]
         candidates = list(dict.fromkeys((base / Path(text).expanduser()).resolve() for base in bases))
         found = next((place for place in candidates if (place.is_dir() if kind == "folder" else place.is_file())), None)
-        if found is None and (kind == "file" or _looks_like_a_path(text)):
+        other = next((place for place in candidates if place.exists()), None) if found is None else None
+        if other is not None:
+            wanted = "the folder that holds the model" if path[0] == "target" and kind == "folder" else f"a {kind}"
+            faults.append((path, f"{other} is a {'file' if kind == 'folder' else 'folder'}; name {wanted}"))
+        elif found is None and (kind == "file" or _looks_like_a_path(text)):
             looked = " or ".join(str(place) for place in candidates)
             faults.append((path, f"no such {kind}: looked for {looked}"))
         return str(found) if found else None
@@ -267,11 +273,12 @@ def _located_prompts(
         return source.model_copy(update={"dataset": folder or source.dataset})
     text = source if isinstance(source, str) else source.file
     path = ("data", "prompts") if isinstance(source, str) else ("data", "prompts", "file")
-    file = find(path, text, "file")
     if Path(text).suffix not in FILE_KINDS:
         known = "a .txt, .jsonl or .parquet file"
         others = f"`bos`, {known}, {{dataset, split, column}} or {{file, column}}" if isinstance(source, str) else known
-        faults.append((path, f"must be {others}"))
+        faults.append((path, f"must be {others}, not the text '{text}'"))
+        return None
+    file = find(path, text, "file")
     return file if isinstance(source, str) else source.model_copy(update={"file": file})
 
 

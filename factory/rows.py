@@ -6,14 +6,15 @@ What a column means is not known here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from factory.errors import DataError
+from factory.json_reading import NotJsonError, json_kind, parse_json
 
+_SUCH = '{"prompt": "..."}'
 FILE_KINDS = (".txt", ".jsonl", ".parquet")
 
 
@@ -49,11 +50,12 @@ def file_rows(path: Path, wanted: Collection[str]) -> Iterator[Row]:
 
 def _json_object(place: str, line: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not JSON ({error}); write one object a line") from error
+        record = parse_json(line)
+    except NotJsonError as error:
+        what = str(error).replace(" line 1,", "")  # of the file, the place says which
+        raise DataError(f"{place}: {what}; write one object a line, such as {_SUCH}") from error
     if not isinstance(record, dict):
-        raise DataError(f"{place}: expected an object with `prompt`, got {type(record).__name__}")
+        raise DataError(f"{place}: {json_kind(record)}, where an object is read; write one a line, such as {_SUCH}")
     return record
 
 

@@ -18,7 +18,7 @@ from factory.progress import shown_progress
 @app.command(name="eval")
 @reported
 def evaluate(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACTS...", help="drafters, or folders of them")],
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACTS", help="drafters, or folders of them")],
     plan: Annotated[str, typer.Option(metavar="PLAN", help="a shipped plan's name, or a YAML file")] = "default",
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="your own prompts: .jsonl or lines")
