@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from factory.errors import RecipeError
+from factory.wording import visible
 from factory.yaml12 import KeyPath, Parsed, dump, scalar
 
 __all__ = ["Document", "KeyPath", "assign", "did_you_mean", "dump", "override", "read", "validate"]
@@ -101,7 +102,7 @@ def read(source: Path | str, name: str | None = None, example: str = "name: quic
         found = "it is empty" if parsed.data is None else f"it holds {_kind_of(parsed.data)}"
         faults = [(parsed.lines[()], f"{found}, but must hold keys and values such as `{example}`")]
     if faults:
-        raise RecipeError("\n".join(f"{name}:{line}: {fault}" for line, fault in faults))
+        raise RecipeError("\n".join(visible(f"{name}:{line}: {fault}") for line, fault in faults))
     return Document(name, parsed.data, parsed.lines, content)
 
 
@@ -138,7 +139,7 @@ def override(document: Document, settings: Iterable[str]) -> Document:
         except LookupError as error:
             faults.append(f"--set {key}: {error.args[0]}")
     if faults:
-        raise RecipeError("\n".join(faults))
+        raise RecipeError("\n".join(map(visible, faults)))
     return document
 
 
@@ -182,7 +183,7 @@ def validate(document: Document, model: type[AnyModel]) -> AnyModel:
     except ValidationError as error:
         faults = _explained(error, document.data, model)
     faults.sort(key=lambda fault: document.line(fault[0]))
-    raise RecipeError("\n".join(f"{document.place(path)}: {what}" for path, what in faults))
+    raise RecipeError("\n".join(visible(f"{document.place(path)}: {what}") for path, what in faults))
 
 
 def did_you_mean(word: object, known: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from factory.documents import NO_PART, Document, KeyPath, assign, did_you_mean
 from factory.errors import RecipeError
+from factory.wording import visible
 
 LARGEST_LABEL = 100  # characters; a folder's name may have 255, and a build adds to it
 _NOT_VARIED = {
@@ -68,7 +69,7 @@ def axes_of(document: Document, known: Collection[str]) -> tuple[list[Axis], lis
         elif not settled:
             marks = tuple(f"{document.mark((*at, place))}: grid" for place in range(len(values)))
             axes.append(Axis(path, tuple(values), marks))
-    return axes, faults
+    return axes, list(map(visible, faults))
 
 
 def key_path(key: str) -> KeyPath:

@@ -26,6 +26,7 @@ from factory.json_reading import NotJsonError, read_json
 from factory.rows import FILE_KINDS
 from factory.sources import BOS, Data, FilePrompts, HubPrompts, Section, facts_of
 from factory.stages import AnyStage, Distill, Fresh, QuantizingStage, StructuralStage, TrainingStage
+from factory.wording import visible
 
 MOST_CANDIDATES = 64  # of a grid, before a build asks for --yes
 
@@ -61,7 +62,7 @@ class Recipe(Section):
     def _is_a_folder_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name) or "--" in name:
             raise ValueError(
-                f"'{name}' cannot name a drafter: begin with a letter or digit, then letters, digits, '.', '_', '-', "
+                f"{name!r} cannot name a drafter: begin with a letter or digit, then letters, digits, '.', '_', '-', "
                 "80 at most; '--' is kept for variants"
             )
         return name
@@ -257,7 +258,7 @@ def _located(recipe: Recipe, document: Document, folder: Path) -> Recipe:
             faults.append((("data", "samples"), fault))
     if faults:
         faults.sort(key=lambda fault: document.line(fault[0]))
-        raise RecipeError("\n".join(f"{document.place(path)}: {what}" for path, what in faults))
+        raise RecipeError("\n".join(visible(f"{document.place(path)}: {what}") for path, what in faults))
     return recipe.model_copy(update=changes)
 
 
