@@ -49,7 +49,7 @@ def reported(command: Callable[Arguments, Result]) -> Callable[Arguments, Result
 
     @functools.wraps(command)
     def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        from factory.disk import told_of_the_disk
+        from factory.files.disk import told_of_the_disk
 
         try:
             return command(*args, **kwargs)

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from factory.documents import read
 from factory.errors import RecipeError
-from factory.yaml12 import dump
+from factory.files.documents import read
+from factory.files.yaml12 import dump
 
 Run = Callable[..., tuple[int, str, str]]
 LONGEST_S = 5.0  # for one file; what is bounded takes milliseconds
