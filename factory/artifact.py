@@ -36,7 +36,7 @@ SCHEMA_VERSION = 2
 CERTIFICATE = "certificate.json"
 # What of a manifest every reader relies on, and its kind.
 _FACTS: dict[str, type | tuple[type, ...]] = {
-    **{"name": str, "digest": str, "raw": bool, "dtype": str, "parameters": int, "bytes_on_disk": int},
+    **{"name": str, "raw": bool, "dtype": str, "parameters": int, "bytes_on_disk": int},
     **{"target": dict, "target_shape": dict, "shape": dict, "facts": list, "files": dict},
 }
 

@@ -87,15 +87,15 @@ def _read(path: Path, command: str) -> dict[str, Any]:
     except NotJsonError as error:
         raise DataError(f"{path}: damaged ({error}); `{command}` writes it anew") from error
     if not isinstance(found, dict):
-        raise DataError(f"{path}: not what `{command}` writes; run it again")
+        raise DataError(f"{path}: not what `{command}` of this version writes; run it again")
     return found
 
 
 def _drawn(path: Path, draw_it: Callable[[], Path]) -> Path:
     try:
         return draw_it()
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: not what `factory eval` writes ({error!r}); run it again") from error
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{path}: not what `factory eval` of this version writes; run it again") from error
 
 
 def _write_page(text: str, out: Path) -> Path:
@@ -160,7 +160,7 @@ def _histograms(tokens_path: Path, names: list[str], batch: int) -> list[str]:
                 for accepted in line["accepted"]:
                     found[accepted] += 1
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{tokens_path}: not what `factory eval` writes ({error!r}); run it again") from error
+        raise DataError(f"{tokens_path}: not what `factory eval` of this version writes; run it again") from error
     return [
         histogram(found, f"{name}, k = {k}, {mode(t)}", names.index(name))
         for (name, k, t), found in sorted(counts.items(), key=lambda item: _place(names, *item[0]))

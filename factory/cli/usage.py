@@ -49,7 +49,8 @@ class Commands(TyperGroup):
             command = context.command_path if context else "factory"
             if message := error.format_message():  # none where the help was shown, since no command was named
                 said = in_our_words(message)
-                help_ = "" if "did you mean" in said else f"; `{command} --help` tells how it is called"
+                known = "did you mean" in said or context is None
+                help_ = "" if known else f"; `{command} --help` tells how it is called"
                 typer.echo(f"{command}: {said}{help_}", err=True)
             sys.exit(2)
         sys.exit(code)

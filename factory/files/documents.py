@@ -110,7 +110,7 @@ def _bytes(path: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise RecipeError(f"{name}: no such file") from None
+        raise RecipeError(f"{name}: no such file; name one that is there") from None
     except IsADirectoryError:
         raise RecipeError(f"{name}: a folder; name one .yaml file") from None
     except OSError as error:
@@ -246,7 +246,9 @@ def _meant(model: type[BaseModel], data: Any, path: KeyPath, wanted: list[str]) 
 def _one(path: KeyPath, detail: Any, model: type[BaseModel], data: Any) -> Iterator[tuple[KeyPath, str]]:
     """One error of pydantic in our words."""
     kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "missing":
+    if kind == "missing" and isinstance(path[-1], int):
+        yield path[:-1], "too short: a value is missing"
+    elif kind == "missing":
         key, around = str(path[-1]), _models_at(model, data, path)
         fields = [part.model_fields[key] for part in around if key in part.model_fields]
         described = next((known.description for known in fields if known.description), None)
@@ -289,7 +291,7 @@ def _data_path(data: Any, location: Sequence[str | int], missing: bool) -> tuple
     here, tagged, last = data, False, len(location) - 1
     for position, part in enumerate(location):
         is_tag = isinstance(here, dict) and not tagged and here.get("kind") == part and position < last
-        inside = part in here if isinstance(here, dict) else isinstance(here, list) and isinstance(part, int)
+        inside = part in here if isinstance(here, dict) else isinstance(here, list) and part in range(len(here))
         if inside and not is_tag:
             path.append(part)
             here, tagged = here[part], False
@@ -308,7 +310,10 @@ def _models_at(model: type[BaseModel], data: Any, path: KeyPath) -> list[type[Ba
         if isinstance(part, str):
             fields = [found.model_fields[part] for found in models if part in found.model_fields]
             models = [found for known in fields for found in _models_in(known.annotation)]
-        here = here[part]
+        try:
+            here = here[part]
+        except (LookupError, TypeError):  # what is missing says nothing of its kind
+            here = None
         kind = here.get("kind") if isinstance(here, dict) else None
         models = [found for found in models if kind in _kinds(found)] or models
     return models

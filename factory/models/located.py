@@ -52,7 +52,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = read_json(folder / "config.json")
     except NotJsonError as error:
-        raise load_failure(str(folder), ValueError(f"its config.json: {error}")) from error
+        raise load_failure(str(folder), ValueError(f"config.json: {error}")) from error
     if not isinstance(config, dict):
         raise load_failure(str(folder), ValueError("its config.json holds no object"))
     return config

@@ -230,7 +230,14 @@ def _located(recipe: Recipe, document: Document, folder: Path) -> Recipe:
     def find(path: tuple[str, ...], text: str, kind: str) -> str | None:
         # What was typed on the command line is meant from the working directory.
         bases = [Path()] if document.mark(path).startswith("--") else [folder, Path()]
-        candidates = list(dict.fromkeys((base / Path(text).expanduser()).resolve() for base in bases))
+        try:
+            candidates = list(dict.fromkeys((base / Path(text).expanduser()).resolve() for base in bases))
+            for place in candidates:
+                place.exists()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, ~ of a user that is none
+            reason = getattr(error, "strerror", None) or error
+            faults.append((path, f"the text '{text[:60]}' names no {kind}: {str(reason).lower().rstrip('.')}"))
+            return None
         found = next((place for place in candidates if (place.is_dir() if kind == "folder" else place.is_file())), None)
         other = next((place for place in candidates if place.exists()), None) if found is None else None
         if other is not None:
@@ -238,7 +245,7 @@ def _located(recipe: Recipe, document: Document, folder: Path) -> Recipe:
             faults.append((path, f"{other} is a {'file' if kind == 'folder' else 'folder'}; name {wanted}"))
         elif found is None and (kind == "file" or _looks_like_a_path(text)):
             looked = " or ".join(str(place) for place in candidates)
-            faults.append((path, f"no such {kind}: looked for {looked}"))
+            faults.append((path, f"no such {kind}: looked for {looked}; mend the path"))
         return str(found) if found else None
 
     target, data = recipe.target, recipe.data

@@ -202,7 +202,7 @@ def require_sound(said: tuple[int, str, str], path: Path) -> None:
     assert not wrong, (wrong, text)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def _prompts(here: Path) -> None:
     (here / "p.jsonl").write_text('{"q": "one", "a": "two"}\n' * 3)
 
