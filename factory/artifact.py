@@ -178,9 +178,21 @@ class Artifact:
         return path
 
     def write_card(self) -> None:
-        """README.md: what it is, how it was made, what was measured and certified."""
+        """README.md: what it is, how it was made, what was measured and certified.
+
+        Raises ArtifactError where an evaluation of it cannot be told.
+        """
         recipe = (self.folder / "resolved.yaml").read_text(encoding="utf-8")
-        card = draw(self.manifest, self.evals(), recipe, self.folder, self.certificate())
+        evals = self.evals()
+        try:
+            card = draw(self.manifest, evals, recipe, self.folder, self.certificate())
+        except (KeyError, TypeError) as error:
+            if not evals:
+                raise
+            raise ArtifactError(
+                f"{self.folder / 'evals'}: not all of it is what `factory eval` of this version writes; "
+                "move it away, and judge the drafter again"
+            ) from error
         write_atomically(self.folder / "README.md", card)
 
 
