@@ -45,7 +45,8 @@ def file_rows(path: Path, wanted: Collection[str]) -> Iterator[Row]:
                 values = _json_object(place, line) if path.suffix == ".jsonl" else {"text": line}
                 yield Row(place, values, tuple(values))
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give a UTF-8 .jsonl or .txt file, or .parquet") from error
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror or str(error)
+        raise DataError(f"{path}: cannot be read ({reason}); give a UTF-8 .jsonl or .txt file, or .parquet") from error
 
 
 def _json_object(place: str, line: str) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def _parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[Row]:
                     number += 1
                     yield Row(f"{path}: row {number}", values, columns)
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read ({error}); is it a whole parquet file?") from error
+        raise DataError(f"{path}: cannot be read; is it a whole parquet file?") from error
 
 
 def dataset_name(name: str, subset: str | None, split: str) -> str:
