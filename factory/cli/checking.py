@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @app.command()
 @reported
 def check(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPES...", help="files, folders or patterns")],
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPES", help="files, folders or patterns")],
     target: TargetOption = None,
     settings: SetOption = None,
     device: Annotated[

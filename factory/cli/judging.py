@@ -19,7 +19,7 @@ from factory.progress import shown_progress
 @reported
 def evaluate(
     artifacts: Annotated[
-        list[str], typer.Argument(metavar="ARTIFACTS...", help="drafters, folders of them, or user/name on the Hub")
+        list[str], typer.Argument(metavar="ARTIFACTS", help="drafters, folders of them, or user/name on the Hub")
     ],
     plan: Annotated[str, typer.Option(metavar="PLAN", help="a shipped plan's name, or a YAML file")] = "default",
     prompts: Annotated[

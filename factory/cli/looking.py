@@ -42,5 +42,5 @@ def show(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="the 
     card = opened.folder / "README.md"
     if not card.is_file():
         opened.write_card()
-    typer.echo(card.read_text(encoding="utf-8"))
+    typer.echo(card.read_text(encoding="utf-8", errors="replace"))
     typer.echo(f"{tables.summary(opened)}: every file is what the manifest says")

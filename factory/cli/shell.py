@@ -15,6 +15,7 @@ from typing import Annotated, ParamSpec, TypeVar
 import typer
 
 from factory import __version__
+from factory.cli.usage import Commands
 from factory.errors import FactoryError
 from factory.processes import is_first, spoken, world_size
 
@@ -23,6 +24,7 @@ Result = TypeVar("Result")
 
 app = typer.Typer(
     name="factory",
+    cls=Commands,
     help="Make a speculative-decoding drafter out of your own model, and measure whether it pays.",
     no_args_is_help=True,
     add_completion=False,
@@ -47,6 +49,8 @@ def reported(command: Callable[Arguments, Result]) -> Callable[Arguments, Result
 
     @functools.wraps(command)
     def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        from factory.files.disk import told_of_the_disk
+
         try:
             return command(*args, **kwargs)
         except (typer.Exit, BrokenPipeError):
@@ -59,6 +63,9 @@ def reported(command: Callable[Arguments, Result]) -> Callable[Arguments, Result
                 typer.echo("\ninterrupted: what is finished is kept, and the same command goes on from there", err=True)
             raise _exit(130) from None
         except Exception as error:
+            if (told := told_of_the_disk(error)) is not None:
+                typer.echo(spoken(str(told)), err=True)
+                raise _exit(2) from None
             first_line = (str(error).strip() or "no message").splitlines()[0]
             message = (
                 f"a fault of this program: {type(error).__name__}: {first_line}\nthe traceback is in {_log(error)}"
