@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -97,8 +96,6 @@ def examine(measure: bool = True, folder: Path = Path()) -> Examination:
 
     Raises FactoryError only where the profile cannot be kept.
     """
-    for noisy in ("torchao", "torch.utils._pytree"):  # about kernels that are for other machines
-        logging.getLogger(noisy).setLevel(logging.ERROR)
     from factory import provenance
     from factory.models import resolve_device
 

@@ -6,9 +6,7 @@ ever run; only safetensors are read. A model that leaves here is in eval mode an
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from factory.errors import ModelError
 from factory.located import load_failure
+from factory.logs import hand_over, quieten
 from factory.placement import WHOLE, Placement, held_tensors
 from factory.quantized import is_quantized, load_quantized
 
-transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-logging.getLogger("accelerate").setLevel(logging.ERROR)  # of weights on the CPU or on disk: `why_divided` says it
-warnings.filterwarnings("ignore", module="transformers")
+# accelerate warns of weights on the CPU or on disk: `why_divided` says it.
+quieten("transformers", "huggingface_hub", "accelerate")
+hand_over("torch")
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

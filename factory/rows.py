@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import DataError
+from factory.logs import quieten
 
 FILE_KINDS = (".txt", ".jsonl", ".parquet")
 
@@ -94,6 +95,7 @@ def dataset_rows(name: str, subset: str | None, split: str, wanted: Collection[s
             f"data.prompts names the dataset {name}, which needs: pip install 'drafter-factory[datasets]'"
         ) from error
     datasets.disable_progress_bars()
+    quieten("datasets", "fsspec")
     said = dataset_name(name, subset, split)
     try:
         stream = datasets.load_dataset(name, subset, split=split, streaming=True)

@@ -18,10 +18,13 @@ from dataclasses import replace
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from factory import logs
 from factory.disk import DiskError, disk_errors
 from factory.errors import FactoryError
+from factory.interrupts import held
 from factory.job import Job, Progress
 from factory.processes import ALONE, Processes
 from factory.tasks import Task
@@ -156,9 +159,12 @@ class _Worker:
         self.line, end = context.Pipe()
         self.task: Task | None = None
         self.process: BaseProcess = context.Process(
-            target=_work, args=(end, jobs, threads, share, _Inherited(lock)), daemon=True, name="factory worker"
+            target=_work,
+            args=(end, jobs, threads, share, _Inherited(lock), logs.given_on()),
+            daemon=True,
+            name="factory worker",
         )
-        with _ctrl_c_kept_from_children():
+        with held(), _ctrl_c_kept_from_children():
             self.process.start()
         end.close()  # so that the line ends with the process
 
@@ -240,9 +246,12 @@ def _silent(_done: int, _total: int, _what: str) -> None:
     pass
 
 
-def _work(line: Any, jobs: Sequence[Job], threads: int | None, share: int, _lock: int) -> None:
+def _work(
+    line: Any, jobs: Sequence[Job], threads: int | None, share: int, _lock: int, log: tuple[Path | None, bool]
+) -> None:
     """A process's whole life, the lock open as long as it lives. `share` is how many of them share the threads."""
     threading.Thread(target=_end_with_the_build, daemon=True).start()
+    logs.join(log)
     from factory import models  # noqa: F401 - quietens transformers before it is imported
 
     import torch  # isort: skip

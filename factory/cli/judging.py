@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from factory.cli.shell import JsonOption, QuietOption, TargetOption, app, reported
+from factory.cli.shell import JsonOption, QuietOption, TargetOption, VerboseOption, app, reported
 from factory.errors import FactoryError
 from factory.processes import Processes, launched, peers_missed, world_size
 from factory.progress import shown_progress
@@ -35,6 +35,7 @@ def evaluate(
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Judge drafters: are their outputs the target's own, and are they faster?"""
     if certified and world_size() > 1:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from factory.cli.shell import QuietOption, app, reported
+from factory.cli.shell import QuietOption, VerboseOption, app, reported
 from factory.progress import shown_progress
 
 
@@ -35,6 +35,7 @@ def convert(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a model whose weights are pickled")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="the folder to be made")],
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Make safetensors of a pickled checkpoint, without running anything that is in it."""
     from factory.convert import convert as convert_folder

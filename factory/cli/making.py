@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from factory.cli.shell import JsonOption, QuietOption, SetOption, TargetOption, app, reported
+from factory.cli.shell import JsonOption, QuietOption, SetOption, TargetOption, VerboseOption, app, reported
 from factory.errors import FactoryError
 from factory.processes import is_first
 from factory.progress import shown_progress
@@ -30,6 +30,7 @@ def build(
     yes: Annotated[bool, typer.Option("--yes", help="build a large grid, or what is forecast not to fit")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Make the drafters that a recipe describes. Run again, it goes on from where it stopped."""
     from factory.cli import tables

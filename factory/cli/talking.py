@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from factory.cli.shell import QuietOption, TargetOption, app, reported
+from factory.cli.shell import QuietOption, TargetOption, VerboseOption, app, reported
 from factory.progress import shown_progress
 
 
@@ -31,6 +31,7 @@ def chat(
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="a system message; needs a chat template")] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="of the sampling; the same gives the same")] = 0,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Talk with the target while the drafter drafts, and see what that gains. Reads lines from a pipe as well.
 
