@@ -11,32 +11,32 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from eval.arms import Entry, entries, reason
-from eval.bench import Bench, Bounds
-from eval.choose import pool, promising, shortlist
-from eval.figures import Setting
-from eval.material import mixed, outputs_of, prompt_sets_of, prompts_of, repeats_of
 from eval.measurement import AUTO, CHOOSE, CONFIRM, Arm, ArmFacts, Block, Cell
-from eval.memory import PACKABLE, Load, Models, memory_errors, require_memory
 from eval.parity import LARGEST_EXACT, PROBES, Audit
-from eval.partial import Partial
-from eval.placing import free_for, require_devices
 from eval.plan import EvalPlan
-from eval.report import require_writable, write
-from eval.results import Findings
-from eval.threads import threads
-from eval.together import Order, facts, open_bench, words
-from eval.trainings import trainings_of
+from eval.report.writing import require_writable, write
+from eval.timing.arms import Entry, entries, reason
+from eval.timing.bench import Bench, Bounds
+from eval.timing.material import mixed, outputs_of, prompt_sets_of, prompts_of, repeats_of
+from eval.timing.memory import PACKABLE, Load, Models, memory_errors, require_memory
+from eval.timing.partial import Partial
+from eval.timing.placing import free_for, require_devices
+from eval.timing.threads import threads
+from eval.timing.together import Order, facts, open_bench, words
+from eval.verdict.choose import pool, promising, shortlist
+from eval.verdict.figures import Setting
+from eval.verdict.results import Findings
+from eval.verdict.trainings import trainings_of
 from factory.artifact import Artifact
 from factory.decoding.costs import AT_ONCE
 from factory.decoding.decoder import Generation
 from factory.decoding.graphed import GraphedReader
-from factory.enlarge import enlarged_from
 from factory.errors import ModelError
-from factory.models import fingerprint, resolve_device, resolve_dtype
+from factory.models.loading import fingerprint, resolve_device, resolve_dtype
 from factory.processes import ALONE, Processes
 from factory.progress import Progress
 from factory.provenance import hardware, versions
+from factory.surgery.enlarge import enlarged_from
 
 
 def evaluate(
@@ -54,8 +54,8 @@ def evaluate(
     Writes results.json, tokens.jsonl and report.html into `out`, and evals/<id>.json into every artifact. Where it is
     interrupted, what is measured stays in `out`, and the same call goes on from there.
     `target` names another copy of the target; `prompts_file` replaces the plan's suites. `together`: this is the
-    first of so many launched processes, and the others are in `eval.together.follow`. Raises ArtifactError, DataError,
-    ModelError, RecipeError, UnsupportedModel.
+    first of so many launched processes, and the others are in `eval.timing.together.follow`. Raises ArtifactError,
+    DataError, ModelError, RecipeError, UnsupportedModel.
     """
     require_devices(plan, together)
     field = entries(artifacts, plan)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Literal
 
+from factory.anatomy.shapes import Shape
 from factory.decoding.costs import KS
 from factory.decoding.decoder import Generation
-from factory.edit import Shape
 
 K = int | Literal["auto"]
 AUTO: Literal["auto"] = "auto"  # k is chosen anew each round, by factory.decoding.pace

@@ -22,7 +22,7 @@ from factory.decoding.pace import Pace
 from factory.decoding.processors import History
 from factory.decoding.reader import Reader, right_padded
 from factory.decoding.sampling import Noise, Sampling
-from factory.placement import entry_device
+from factory.models.placement import entry_device
 
 LARGEST_EXACT = 100_000_000  # parameters: above it float64 on a CPU takes too long and too much memory
 GREEDY = Sampling()

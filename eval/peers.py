@@ -29,11 +29,11 @@ from typing import Any, Protocol
 import torch
 from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 
-from eval.bench import Stopwatch
 from eval.measurement import acceptance
 from eval.parity import Audit, audit, forced_logits
-from eval.stats import Interval, speedup
 from eval.suites import Prompt
+from eval.timing.bench import Stopwatch
+from eval.verdict.stats import Interval, speedup
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.pace import Pace

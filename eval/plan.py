@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
-from factory.documents import Document, read, validate
 from factory.errors import RecipeError
+from factory.files.documents import Document, read, validate
 
 PLANS = Path(__file__).resolve().parent / "plans"
 

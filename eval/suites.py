@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from factory.data.prompts import read_prompts
 from factory.errors import DataError
-from factory.prompts import read_prompts
 from factory.provenance import sha256_file
 
 PROMPTS = Path(__file__).resolve().parent / "prompts"

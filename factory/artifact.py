@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factory.card import draw
-from factory.disk import disk_errors
 from factory.errors import ArtifactError
-from factory.files import write_atomically
-from factory.placement import WHOLE, Placement
+from factory.files.atomic import write_atomically
+from factory.files.disk import disk_errors
+from factory.models.placement import WHOLE, Placement
 from factory.provenance import sha256_file, sha256_text
 
 if TYPE_CHECKING:
@@ -85,13 +85,13 @@ class Artifact:
 
     def load_model(self, dtype: torch.dtype, device: str) -> PreTrainedModel:
         """The drafter."""
-        from factory.models import load_model
+        from factory.models.loading import load_model
 
         return load_model(self.model_folder, dtype=dtype, device=device)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The target's tokenizer, as saved with the drafter."""
-        from factory.models import load_tokenizer
+        from factory.models.loading import load_tokenizer
 
         return load_tokenizer(self.model_folder)
 
@@ -99,8 +99,8 @@ class Artifact:
         self, override: str | None, dtype: torch.dtype, device: str, placement: Placement = WHOLE
     ) -> PreTrainedModel:
         """The target it was made from. Raises ArtifactError where the weights are not the same."""
-        from factory.located import locate, model_identity
-        from factory.models import load_model, require_finite
+        from factory.models.loading import load_model, require_finite
+        from factory.models.located import locate, model_identity
 
         made_from = self.manifest["target"]
         source = override or made_from["path"] or made_from["model"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from factory.documents import read
 from factory.errors import RecipeError
+from factory.files.documents import read
 from factory.wording import count, size
 
 

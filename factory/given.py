@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from factory.data import TextBlocks
+    from factory.data.blocks import TextBlocks
 
 
 @dataclass(frozen=True)

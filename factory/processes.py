@@ -2,7 +2,7 @@
 
 Of a build every process runs the same tasks in the same order. The first writes what is one; what is
 divided (a text, a teacher cache, the rows of a training step) each does its share of. An evaluation
-is the first one's, and the others do what it tells them (`eval.together`).
+is the first one's, and the others do what it tells them (`eval.timing.together`).
 """
 
 from __future__ import annotations

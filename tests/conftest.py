@@ -20,7 +20,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from factory import models  # noqa: F401 - silences what transformers says at import
+from factory.models import loading as models  # noqa: F401 - silences what transformers says at import
 
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it gives
 

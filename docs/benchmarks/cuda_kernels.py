@@ -27,7 +27,7 @@ if not CUDA:
 from factory import provenance  # noqa: E402
 from factory.decoding.kernels import decode_attention  # noqa: E402
 from factory.decoding.tuned import ROWS, compared, graph_seconds, why_no_kernels  # noqa: E402
-from factory.files import write_atomically  # noqa: E402
+from factory.files.atomic import write_atomically  # noqa: E402
 
 KEPT = Path(__file__).with_name("cuda-kernels.json")
 DEVICE = torch.device("cuda" if CUDA else "cpu")

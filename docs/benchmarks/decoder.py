@@ -32,9 +32,9 @@ from decoder_table import table
 
 from factory import provenance
 from factory.decoding.sampling import Sampling
-from factory.files import write_atomically
-from factory.gauge import measured
-from factory.profile import DeviceProfile
+from factory.files.atomic import write_atomically
+from factory.forecasting.gauge import measured
+from factory.forecasting.profile import DeviceProfile
 
 KEPT = Path(__file__).with_name("decoder-cpu.json")
 DRAFTER = Path("artifacts/demo/quick")

@@ -13,8 +13,8 @@ from decoder_passes import Row, row
 from eval import peers
 from eval.measurement import acceptance
 from eval.peers import Contestant, Ours, Timings
-from eval.stats import Interval, speedup
 from eval.suites import Prompt
+from eval.verdict.stats import Interval, speedup
 from factory.decoding.compiled import why_no_compiler
 from factory.decoding.costs import measure_costs
 from factory.decoding.decoder import autoregressive
@@ -22,8 +22,8 @@ from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.pace import AutoPace
 from factory.decoding.readers import ReaderKind
 from factory.decoding.sampling import Noise, Sampling
-from factory.forecast import costs_in_time
-from factory.profile import DeviceProfile
+from factory.forecasting.forecast import costs_in_time
+from factory.forecasting.profile import DeviceProfile
 
 TEMPERATURES = (0.0, 1.0)
 ALONE, AUTO = "the target alone", "k auto"

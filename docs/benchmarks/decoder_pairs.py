@@ -12,16 +12,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from eval.peers import Match
 from eval.suites import Prompt, load_suite, prompt_sets
-from factory.anatomy import shape_from_config
+from factory.anatomy.families import shape_from_config
+from factory.anatomy.shapes import Shape
 from factory.artifact import Artifact
-from factory.carving import carve_module
 from factory.decoding.decoder import Limits
 from factory.decoding.reader import Reader
 from factory.decoding.readers import ReaderKind, open_reader
-from factory.edit import Shape
-from factory.forecast import served
-from factory.models import context_length, eos_token_ids, load_model, load_tokenizer
+from factory.forecasting.forecast import served
+from factory.models.loading import context_length, eos_token_ids, load_model, load_tokenizer
 from factory.stages.drop_layers import DropLayers
+from factory.surgery.carving import carve_module
 
 TARGET = Path(__file__).resolve().parents[2] / "recipes" / "demo" / "target"
 DTYPE = "float32"

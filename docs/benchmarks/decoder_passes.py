@@ -11,8 +11,8 @@ from typing import Any, get_args
 import torch
 from decoder_pairs import Pair, SkippedError
 
-from eval.bench import Stopwatch
-from eval.stats import Interval, speedup
+from eval.timing.bench import Stopwatch
+from eval.verdict.stats import Interval, speedup
 from factory.decoding.decoder import speculative
 from factory.decoding.drafters import ModelDrafter
 from factory.decoding.graphed import GraphedReader
@@ -20,7 +20,7 @@ from factory.decoding.reader import Reader
 from factory.decoding.readers import ReaderKind, open_reader, require_target_reader
 from factory.decoding.sampling import Noise, Sampling
 from factory.errors import UnsupportedModel
-from factory.profile import DeviceProfile
+from factory.forecasting.profile import DeviceProfile
 
 KINDS: tuple[ReaderKind, ...] = tuple(kind for kind in get_args(ReaderKind) if kind != "auto")
 WARM_UP = 3  # passes

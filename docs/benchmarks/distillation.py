@@ -26,16 +26,16 @@ from distillation_data import Corpus, gather
 from distillation_table import table
 from transformers import PreTrainedModel
 
-from factory import models
-from factory.carving import carve_module
-from factory.data import TextBlocks
+from factory.anatomy.shapes import Edit
+from factory.data.blocks import TextBlocks
 from factory.distillation.rows import lay
 from factory.distillation.student import answer_states
-from factory.edit import Edit
 from factory.given import Given
+from factory.models import loading as models
 from factory.stages import Distill, Fresh
-from factory.teacher import Memory, OnlineTeacher
-from factory.teacher_cache import write_cache
+from factory.surgery.carving import carve_module
+from factory.teaching.teacher import Memory, OnlineTeacher
+from factory.teaching.teacher_cache import write_cache
 from factory.tensors.divergences import forward_kl, overlap
 
 SEEDS = (0, 1, 2)

@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from factory.anatomy import shape_from_config
-from factory.carving import carve_module
-from factory.data import TextBlocks, text_blocks
+from factory.anatomy.families import shape_from_config
+from factory.data.blocks import TextBlocks, text_blocks
+from factory.data.prompts import read_prompts
+from factory.data.scribe import write_text
 from factory.distillation.rows import Order
 from factory.given import CacheSettings, Given
-from factory.models import context_length, load_model, load_tokenizer
-from factory.prompts import read_prompts
-from factory.scribe import write_text
+from factory.models.loading import context_length, load_model, load_tokenizer
 from factory.stages import Distill
 from factory.stages.drop_layers import DropLayers
-from factory.teacher_cache import TeacherCache, write_cache
+from factory.surgery.carving import carve_module
+from factory.teaching.teacher_cache import TeacherCache, write_cache
 
 DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo"
 TARGET = DEMO / "target"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from factory import models
-from factory.data import Row, TextBlocks, split_held_out, text_blocks
-from factory.scribe import write_text
+from factory.data.blocks import Row, TextBlocks, split_held_out, text_blocks
+from factory.data.scribe import write_text
+from factory.models import loading as models
 
 DEMO = Path("recipes/demo")
 SAMPLES, NEW_TOKENS, HELD_OUT = 1600, 112, 0.2

@@ -28,9 +28,9 @@ import torch
 from decoder_table import figure, verdict, words_of
 from distillation_arms import BIG, SHIPPED, Block, Case, Settings, big, shipped, train, write
 
-from eval.stats import speedup
+from eval.verdict.stats import speedup
 from factory import provenance
-from factory.files import write_atomically
+from factory.files.atomic import write_atomically
 
 KEPT = Path(__file__).with_name("distillation-peer-cpu.json")
 TRL = "1.16.0"

@@ -20,7 +20,7 @@ from distillation_arms import TARGET, Block, Case
 from transformers import PrinterCallback, TrainerCallback
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-from factory.models import load_tokenizer
+from factory.models.loading import load_tokenizer
 
 
 class Stamps(TrainerCallback):

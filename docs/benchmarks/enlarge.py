@@ -4,11 +4,11 @@
     python docs/benchmarks/enlarge.py artifacts/demo/quick FOLDER/quick-1b --shape 1b      # with the target's factors
     python docs/benchmarks/enlarge.py MODEL OUT --layers 24 --hidden 1024 --ffn 2816 --heads 16 --kv-heads 8
 
-The folder is one that transformers loads. `factory/enlarge.py` says how it is done and what is not as in a model of
-that size: heads keep their width, the vocabulary is not padded. `--shape 7b` needs 13 GB of memory and as many of disk;
-a benchmark makes it on the device instead (`factory.enlarge.enlarge`), where only the small model travels. A drafter
-keeps its own layers unless `--layers` says more; one that is not in an artifact's folder needs `--like TARGET`. To have
-it quantised, enlarge it first.
+The folder is one that transformers loads. `factory/surgery/enlarge.py` says how it is done and what is not as in a
+model of that size: heads keep their width, the vocabulary is not padded. `--shape 7b` needs 13 GB of memory and as
+many of disk; a benchmark makes it on the device instead (`factory.surgery.enlarge.enlarge`), where only the small
+model travels. A drafter keeps its own layers unless `--layers` says more; one that is not in an artifact's folder
+needs `--like TARGET`. To have it quantised, enlarge it first.
 """
 
 from __future__ import annotations
@@ -19,13 +19,22 @@ import sys
 import time
 from pathlib import Path
 
-from factory.anatomy import shape_from_config
+from factory.anatomy.families import shape_from_config
 from factory.artifact import Artifact
-from factory.carving import copy_beside
-from factory.enlarge import SHAPES, Sizes, enlarge, enlarged_from, named_sizes, sizes_alike, sizes_of, zero_share
 from factory.errors import FactoryError, ModelError
-from factory.located import locate, read_config
-from factory.models import load_model, resolve_device, resolve_dtype
+from factory.models.loading import load_model, resolve_device, resolve_dtype
+from factory.models.located import locate, read_config
+from factory.surgery.carving import copy_beside
+from factory.surgery.enlarge import (
+    SHAPES,
+    Sizes,
+    enlarge,
+    enlarged_from,
+    named_sizes,
+    sizes_alike,
+    sizes_of,
+    zero_share,
+)
 
 
 def source_of(source: str, like: str | None) -> tuple[Path, Sizes | None, int]:

@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))  # the package is not installed on such a machine
 
 from gpu_table import PREFIX, table  # noqa: E402
 
-from factory.files import write_atomically  # noqa: E402
+from factory.files.atomic import write_atomically  # noqa: E402
 
 WHEELS = ROOT / ".wheels"
 WHEELS_FOR = (3, 12)

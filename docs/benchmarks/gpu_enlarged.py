@@ -1,6 +1,6 @@
 """The shipped target and its drafter enlarged to a 7B shape: real acceptance at real cost, in bf16 and in int4.
 
-Every row is labelled: the acceptance is the small model's, the cost the large one's (`factory/enlarge.py`).
+Every row is labelled: the acceptance is the small model's, the cost the large one's (`factory/surgery/enlarge.py`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from eval.parity import audit, near_tie_bounds
 from eval.peers import Ours, Timings
 from eval.suites import Prompt, load_suite, prompt_sets
 from factory.artifact import Artifact, artifact_folders
-from factory.carving import copy_beside
 from factory.decoding.decoder import Limits
 from factory.decoding.drafters import ModelDrafter
 from factory.decoding.sampling import Sampling
-from factory.enlarge import enlarge, enlarged_from, named_sizes, sizes_alike, sizes_of
-from factory.models import context_length, eos_token_ids, load_tokenizer
-from factory.quantized import is_quantized, kernel_of, load_quantized
+from factory.models.loading import context_length, eos_token_ids, load_tokenizer
+from factory.models.quantized import is_quantized, kernel_of, load_quantized
 from factory.stages.gptq import Gptq
+from factory.surgery.carving import copy_beside
+from factory.surgery.enlarge import enlarge, enlarged_from, named_sizes, sizes_alike, sizes_of
 
 ALONE = "the target alone"
 KS = {"full": (2, 3, 4, 6, 8), "small": (2,)}

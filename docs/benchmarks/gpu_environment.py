@@ -13,14 +13,14 @@ from decoder_pairs import TARGET, its_first_layers
 from decoder_passes import Row, row
 from gpu_pairs import Bench, copy_bandwidth, given, in_order, product_rate
 
-from eval.stats import Interval
+from eval.verdict.stats import Interval
 from factory import provenance
-from factory.carving import copy_beside
-from factory.data import TextBlocks
-from factory.gauge import measured
-from factory.models import load_model
-from factory.quantized import gptqmodel, kernel_of, load_quantized
+from factory.data.blocks import TextBlocks
+from factory.forecasting.gauge import measured
+from factory.models.loading import load_model
+from factory.models.quantized import gptqmodel, kernel_of, load_quantized
 from factory.stages.gptq import Gptq
+from factory.surgery.carving import copy_beside
 
 MEMORY, PRODUCT = "device memory, copies, GB/s read and written", "matrix product of random numbers, TFLOP/s"
 

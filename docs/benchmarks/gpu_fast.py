@@ -21,8 +21,8 @@ from decoder_passes import Row, row
 from gpu_pairs import Bench, first_line, longest, prepared, seven
 
 from eval import peers
-from eval.bench import Stopwatch
 from eval.suites import Prompt
+from eval.timing.bench import Stopwatch
 from factory.decoding.batch import Generation
 from factory.decoding.sampling import Sampling
 

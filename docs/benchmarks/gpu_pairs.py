@@ -27,8 +27,8 @@ from decoder_pairs import (
 from decoder_passes import Row, seconds
 from transformers import PreTrainedModel
 
-from eval.bench import Stopwatch
-from factory.data import TextBlocks
+from eval.timing.bench import Stopwatch
+from factory.data.blocks import TextBlocks
 from factory.decoding.decoder import Limits
 from factory.decoding.graphed import GraphedReader
 from factory.decoding.reader import Reader

@@ -47,7 +47,7 @@ def measure(arguments: argparse.Namespace, shown: Any) -> dict[str, Any]:
     from gpu_pairs import Bench, first_line, peak_bytes
 
     from factory import provenance
-    from factory.files import write_atomically
+    from factory.files.atomic import write_atomically
 
     bench = Bench(
         arguments.size,

@@ -15,7 +15,7 @@ from decoder_passes import Row, row
 from gpu_enlarged import drafter_of
 from gpu_pairs import ROOT, Bench
 
-from eval.stats import Interval
+from eval.verdict.stats import Interval
 from factory.errors import FactoryError
 
 PLAN = """\

@@ -13,7 +13,7 @@ from decoder_pairs import SkippedError
 from decoder_passes import Row, row
 from gpu_pairs import ROOT, SEVEN, Bench
 
-from eval.stats import Interval
+from eval.verdict.stats import Interval
 from factory.errors import FactoryError
 
 SCRIPT = Path(__file__).with_name("cuda_kernels.py")

@@ -13,7 +13,7 @@ from gpu_pairs import Bench, in_order, longest, prepared, recordings, seven
 from eval import peers
 from eval.measurement import acceptance
 from eval.peers import Timings
-from eval.stats import Interval
+from eval.verdict.stats import Interval
 from factory.decoding.batch import Generation
 from factory.decoding.drafters import ModelDrafter
 from factory.decoding.reader import Reader

@@ -13,14 +13,14 @@ from gpu_pairs import Bench, copy_bandwidth, in_order, longest, prepared, record
 from eval import peers
 from eval.parity import audit
 from eval.peers import Contestant
-from eval.stats import speedup
+from eval.verdict.stats import speedup
+from factory.anatomy.shapes import Shape
 from factory.decoding.compiled import why_no_compiler
 from factory.decoding.decoder import autoregressive
 from factory.decoding.reader import Reader
 from factory.decoding.readers import ReaderKind, open_reader
 from factory.decoding.sampling import Noise, Sampling
-from factory.edit import Shape
-from factory.models import DTYPES
+from factory.models.loading import DTYPES
 
 VERIFIED = range(1, 9)  # k
 SIDE_BY_SIDE: tuple[ReaderKind, ...] = ("eager", "lean")

@@ -9,11 +9,11 @@ from decoder_pairs import TARGET
 from gpu_pairs import Bench
 
 from eval.suites import load_suite
-from factory.data import TextBlocks
+from factory.data.blocks import TextBlocks
 from factory.decoding.decoder import Generation, Limits, autoregressive
 from factory.decoding.reader import Reader, right_padded
 from factory.decoding.sampling import Noise, Sampling
-from factory.models import load_tokenizer
+from factory.models.loading import load_tokenizer
 
 CALIBRATION = {"full": (96, 96), "small": (8, 24)}  # rows, and new tokens of each
 

@@ -19,10 +19,10 @@ from decoder_passes import Row, row
 from gpu_pairs import ROOT, Bench, given, in_order, opened
 from gpu_text import written
 
-from eval.stats import Interval
+from eval.verdict.stats import Interval
 from factory.artifact import Artifact, artifact_folders
 from factory.errors import FactoryError
-from factory.models import load_model
+from factory.models.loading import load_model
 from factory.stages.gptq import Gptq
 
 RECIPE = ROOT / "recipes" / "demo" / "gpu.yaml"

@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from factory import provenance
-from factory.meter import metered
+from factory.building.meter import metered
 from factory.tensors.divergences import term
 from factory.tensors.fused import CHUNK_BYTES, fused_loss
 from factory.tensors.predictions import FullPredictions, TopPredictions

@@ -25,17 +25,18 @@ import torch
 from transformers import PreTrainedModel
 
 from eval.parity import audit, near_tie_bounds
-from eval.stats import RESAMPLES, expanded_tail, speedup
 from eval.suites import load_suite, prompt_sets
-from factory import models, provenance
-from factory.anatomy import shape_from_config
-from factory.carving import carve_module
+from eval.verdict.stats import RESAMPLES, expanded_tail, speedup
+from factory import provenance
+from factory.anatomy.families import shape_from_config
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import ModelDrafter
 from factory.decoding.eager import EagerReader
 from factory.decoding.sampling import Noise, Sampling
-from factory.quantized import kernel_of
+from factory.models import loading as models
+from factory.models.quantized import kernel_of
 from factory.stages.drop_layers import DropLayers
+from factory.surgery.carving import carve_module
 
 TARGET = Path("recipes/demo/target")
 GPTQ = Path("artifacts/moves/gptq--bits4/model")

@@ -30,17 +30,17 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from eval.suites import load_suite
 from factory import provenance
-from factory.data import TextBlocks, text_blocks
+from factory.data.blocks import TextBlocks, text_blocks
+from factory.data.prompts import read_prompts
+from factory.data.scribe import write_text
 from factory.distillation.judge import Judge
 from factory.distillation.student import Student
-from factory.files import write_atomically
+from factory.files.atomic import write_atomically
 from factory.given import CacheSettings
 from factory.limits import JUDGED_ROWS
-from factory.models import context_length, load_model, load_tokenizer
-from factory.prompts import read_prompts
-from factory.scribe import write_text
-from factory.teacher import CachedTeacher, OnlineTeacher, Teacher
-from factory.teacher_cache import TeacherCache, write_cache
+from factory.models.loading import context_length, load_model, load_tokenizer
+from factory.teaching.teacher import CachedTeacher, OnlineTeacher, Teacher
+from factory.teaching.teacher_cache import TeacherCache, write_cache
 
 KEPT = Path(__file__).with_name("teacher-cache-cpu.json")
 SIZE_GOAL, ALPHA_GOAL = 0.01, 0.005

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from factory.artifact import Artifact, artifact_folders
 from factory.chat.settings import LOOKUP, MODEL, Settings
 from factory.errors import ArtifactError, DataError
-from factory.located import locate
+from factory.models.located import locate
 from factory.progress import Progress
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ def open_session(
     """
     if artifact is None and target is None:
         raise DataError("name an ARTIFACT, or give --target MODEL_OR_FOLDER to draft by prompt lookup")
-    from factory import models
     from factory.chat.conversation import Conversation
     from factory.chat.session import Session
     from factory.decoding.drafters import ModelDrafter, PromptLookup
     from factory.decoding.readers import open_reader, require_target_reader
     from factory.decoding.vocabulary import require_one_vocabulary
+    from factory.models import loading as models
 
     kind, drafter_kind = _reader_kind(reader, "--reader"), _reader_kind(drafter_reader, "--drafter-reader")
     require_target_reader(kind)

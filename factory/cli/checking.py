@@ -13,9 +13,9 @@ from factory.cli.shell import JsonOption, SetOption, TargetOption, app, reported
 from factory.errors import FactoryError
 
 if TYPE_CHECKING:
-    from factory.estimate import Forecast
-    from factory.profile import DeviceProfile
-    from factory.recipe import Loaded
+    from factory.forecasting.estimate import Forecast
+    from factory.forecasting.profile import DeviceProfile
+    from factory.recipes.recipe import Loaded
 
 
 @app.command()
@@ -33,8 +33,8 @@ def check(
 
     A target's config.json is asked of the Hub where neither the recipe nor this machine has it.
     """
-    from factory import profile
-    from factory.recipe import load
+    from factory.forecasting import profile
+    from factory.recipes.recipe import load
 
     chosen = profile.named(device)
     files = list(_recipe_files(recipes))
@@ -80,8 +80,8 @@ def _recipe_files(arguments: list[str]) -> Iterator[tuple[Path, str]]:
 
 def _forecasts(candidates: list[Loaded], device: DeviceProfile) -> list[Forecast | None]:
     """One for each candidate. Raises FactoryError with everything that the target does not allow."""
-    from factory.estimate import forecast_recipe
-    from factory.located import pickles, require_complete, weight_files
+    from factory.forecasting.estimate import forecast_recipe
+    from factory.models.located import pickles, require_complete, weight_files
 
     found: list[Forecast | None] = []
     faults: dict[str, None] = {}  # candidates share most of theirs
@@ -100,8 +100,8 @@ def _forecasts(candidates: list[Loaded], device: DeviceProfile) -> list[Forecast
 
 def _lines(path: Path, candidates: list[Loaded], forecasts: list[Forecast | None], whole: bool) -> Iterator[str]:
     """What check says of a sound recipe; where it is the only file, the `whole` forecast of its first candidate."""
-    from factory.estimate import WITHOUT_CONFIG
-    from factory.recipe import MOST_CANDIDATES
+    from factory.forecasting.estimate import WITHOUT_CONFIG
+    from factory.recipes.recipe import MOST_CANDIDATES
 
     first, forecast = candidates[0], forecasts[0]
     name = first.recipe.name
@@ -149,7 +149,7 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Say what this machine has and can reach, and measure what forecasts need to know of it."""
-    from factory.doctor import examine
+    from factory.forecasting.doctor import examine
 
     found = examine(measure, folder)
     for line in found.lines():

@@ -45,7 +45,7 @@ def evaluate(
         if together.first:
             _judge(artifacts, plan, prompts, out, target, mapped, certified, as_json, quiet, together)
         else:
-            from eval.together import follow
+            from eval.timing.together import follow
 
             follow(together)
         together.end()
@@ -79,8 +79,8 @@ def _judge(
     asked: dict[str, Any] = {"target": target, "out": out, "prompts_file": prompts, "together": together}
     console = Console(width=None if sys.stdout.isatty() else 160)
     if certified:
-        from eval.certificate import terminal
-        from eval.certify import certify
+        from eval.lossless.certificate import terminal
+        from eval.lossless.certify import certify
 
         with shown_progress(quiet) as progress:
             made = certify(judged, chosen, target=target, prompts_file=prompts, progress=progress)
@@ -92,8 +92,8 @@ def _judge(
             raise typer.Exit(1)
         return
     if mapped:
-        from eval.heatmap import map_table
-        from eval.map import measure_map
+        from eval.breakeven.map import measure_map
+        from eval.report.heatmap import map_table
 
         with shown_progress(quiet) as progress:
             found = measure_map(judged, chosen, **asked, progress=progress)
@@ -103,7 +103,7 @@ def _judge(
             typer.echo(json.dumps({"rules": [one["rule"] for one in found["drafters"]], "out": str(out)}))
         return
     from eval.evaluation import evaluate as judge  # imports torch: only once there is surely something to judge
-    from eval.report import terminal_table
+    from eval.report.writing import terminal_table
 
     with shown_progress(quiet) as progress:
         results = judge(judged, chosen, **asked, progress=progress)
@@ -117,6 +117,6 @@ def _judge(
 @reported
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="where an eval wrote its results")]) -> None:
     """Draw the report of an evaluation again, from its results."""
-    from eval.report import redraw
+    from eval.report.writing import redraw
 
     typer.echo(f"report: {redraw(folder)}")

@@ -19,7 +19,7 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
 ) -> None:
     """Remove what only costs time to make again. Artifacts and their evaluations stay."""
-    from factory.clean import clean as clean_folder
+    from factory.building.clean import clean as clean_folder
 
     done = clean_folder(folder, replaced=replaced, dry_run=dry_run)
     for path in done.folders:
@@ -38,7 +38,7 @@ def convert(
     verbose: VerboseOption = False,
 ) -> None:
     """Make safetensors of a pickled checkpoint, without running anything that is in it."""
-    from factory.convert import convert as convert_folder
+    from factory.models.convert import convert as convert_folder
 
     with shown_progress(quiet) as progress:
         made = convert_folder(folder, out, progress)

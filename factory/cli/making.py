@@ -34,13 +34,13 @@ def build(
 ) -> None:
     """Make the drafters that a recipe describes. Run again, it goes on from where it stopped."""
     from factory.cli import tables
-    from factory.recipe import load
+    from factory.recipes.recipe import load
 
     began_s = time.monotonic()
     path = recipe or _default_recipe(target, out)
     candidates = load(path, settings or (), target, many="all" if yes else "refuse")
     candidates[0].require_target()  # before torch is imported
-    from factory.build import build as build_candidates
+    from factory.building.build import build as build_candidates
 
     with shown_progress(quiet or not is_first()) as progress:
         artifacts = build_candidates(candidates, out, progress, jobs=jobs, anyway=yes)
@@ -59,10 +59,10 @@ def _default_recipe(target: str | None, out: Path) -> Path:
     """A recipe made for a target that is given without one; it is kept beside the cache, and said which it is."""
     if target is None:
         raise FactoryError("name a RECIPE, or give --target MODEL_OR_FOLDER to have one made for it")
-    from factory import profile
-    from factory.defaults import default_recipe
-    from factory.files import write_atomically
-    from factory.located import locate, read_config
+    from factory.files.atomic import write_atomically
+    from factory.forecasting import profile
+    from factory.forecasting.defaults import default_recipe
+    from factory.models.located import locate, read_config
 
     name = str(Path(target).resolve()) if Path(target).is_dir() else target  # the recipe may be moved
     made = default_recipe(name, read_config(locate(target).folder), profile.load())

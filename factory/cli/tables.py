@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from factory.edit import Shape
+from factory.anatomy.shapes import Shape
 
 if TYPE_CHECKING:
     from factory.artifact import Artifact
@@ -18,7 +18,7 @@ ALPHA = 0.8  # the acceptance at which the forecast of a table is taken
 
 def facts(artifact: Artifact) -> dict[str, Any]:
     """What a manifest says of a drafter, and what its sizes promise."""
-    from factory.forecast import Costs, cost_ratio
+    from factory.forecasting.forecast import Costs, cost_ratio
 
     made = artifact.manifest
     shape, target = Shape(**made["shape"]), Shape(**made["target_shape"])

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from factory.decoding.reader import SLIDING, Reader
 from factory.decoding.spread import SpreadCache
 from factory.errors import UnsupportedModel
-from factory.models import context_length
-from factory.placement import entry_device, layer_devices
+from factory.models.loading import context_length
+from factory.models.placement import entry_device, layer_devices
 
 
 class EagerReader(Reader):

@@ -9,7 +9,7 @@ from factory.decoding.eager import refuse_what_cannot_be_rewound, window_of
 from factory.decoding.network import Mask, Rotary
 from factory.decoding.reader import SLIDING, Reader
 from factory.decoding.wiring import ProductMaker, network_of, plain_products, rotary_of
-from factory.models import context_length
+from factory.models.loading import context_length
 
 
 class LeanReader(Reader):

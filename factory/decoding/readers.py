@@ -17,7 +17,7 @@ from factory.decoding.reader import Reader
 from factory.decoding.tuned import tuned_cuda_products, why_no_kernels
 from factory.decoding.wiring import plain_products, why_no_tracing, why_not
 from factory.errors import UnsupportedModel
-from factory.placement import why_divided
+from factory.models.placement import why_divided
 
 ReaderKind = Literal["auto", "eager", "lean", "packed", "packed-int8", "compiled", "graphed"]
 KINDS: tuple[ReaderKind, ...] = get_args(ReaderKind)

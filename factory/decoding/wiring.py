@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
-from factory.anatomy import Anatomy, anatomy_of
+from factory.anatomy.families import Anatomy, anatomy_of
 from factory.decoding.network import Layer, Network, Pointwise, Product, RootMeanSquare, Rotary
 from factory.errors import UnsupportedModel
-from factory.quantized import is_kernel
+from factory.models.quantized import is_kernel
 
 Linear = tuple[torch.Tensor, torch.Tensor | None]  # weight [out, in], bias [out]
 # Makes the products of all layers at once, so that it can compare kernels on weights of one shape.

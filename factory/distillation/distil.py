@@ -18,8 +18,8 @@ from factory.distillation.training import Training
 from factory.errors import DataError, FactoryError
 from factory.given import Given
 from factory.limits import JUDGED_ROWS
-from factory.teacher import CachedTeacher, OnlineTeacher, Teacher
-from factory.teacher_cache import TeacherCache
+from factory.teaching.teacher import CachedTeacher, OnlineTeacher, Teacher
+from factory.teaching.teacher_cache import TeacherCache
 
 
 def distil(stage: Distillation, drafter: PreTrainedModel, given: Given, version: int) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from factory.data import TextBlocks
+from factory.data.blocks import TextBlocks
 from factory.distillation.rows import lay
 from factory.limits import JUDGED_ROWS
-from factory.teacher import Teacher
+from factory.teaching.teacher import Teacher
 from factory.tensors.divergences import term
 
 

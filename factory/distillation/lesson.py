@@ -13,7 +13,7 @@ from factory.distillation.rows import Laid, Order, lay
 from factory.distillation.settings import Distillation, kept_of, weight_at
 from factory.distillation.student import Chosen
 from factory.given import Given
-from factory.teacher import OnlineTeacher, Teacher
+from factory.teaching.teacher import OnlineTeacher, Teacher
 from factory.tensors.divergences import Term
 from factory.tensors.predictions import Predictions
 

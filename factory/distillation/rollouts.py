@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from factory.data import TextBlocks, text_blocks
+from factory.data.blocks import TextBlocks, text_blocks
 from factory.decoding.decoder import Limits, autoregressive
 from factory.decoding.eager import EagerReader
 from factory.decoding.sampling import Noise, Sampling
 from factory.distillation.settings import OnPolicy
-from factory.models import context_length, eos_token_ids
+from factory.models.loading import context_length, eos_token_ids
 
 
 def how_many(share: float, rows: int, index: int) -> int:

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from transformers import PreTrainedModel
 
-from factory.data import TextBlocks
+from factory.data.blocks import TextBlocks
 from factory.decoding.eager import window_of
 from factory.decoding.reader import SLIDING
 from factory.errors import DataError

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from factory.data import TextBlocks
+from factory.data.blocks import TextBlocks
 from factory.distillation.rows import lay
 from factory.distillation.student import answer_states
 from factory.limits import READ_ROWS
-from factory.teacher import Teacher
+from factory.teaching.teacher import Teacher
 from factory.tensors.divergences import forward_kl
 from factory.tensors.positions import divergence_at
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from factory.anatomy import anatomy_of
+from factory.anatomy.families import anatomy_of
 from factory.distillation.adapters import add_adapters, merge_adapters
 from factory.distillation.rows import Laid, packed_mask
 from factory.distillation.settings import Distillation, kept_of

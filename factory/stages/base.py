@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from factory.edit import Edit, Shape
+from factory.anatomy.shapes import Edit, Shape
 from factory.given import CacheSettings, Given
 
 if TYPE_CHECKING:

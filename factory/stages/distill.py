@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from factory.anatomy.shapes import Shape
 from factory.distillation.settings import Distillation
-from factory.edit import Shape
 from factory.given import CacheSettings, Given
 from factory.stages.base import TrainingStage
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from factory.edit import Edit, Shape
+from factory.anatomy.shapes import Edit, Shape
 from factory.errors import UnsupportedModel
 from factory.given import Given
 from factory.stages.base import Scores, StructuralStage
@@ -77,7 +77,7 @@ class DropLayers(StructuralStage):
         """By `score`: block influence of each layer [L], or the angle over each run that could go, by its start."""
         if not self.needs_model or given.text is None:
             return {}
-        from factory.activations import residual_streams
+        from factory.surgery.activations import residual_streams
         from factory.tensors.saliency import angular_distance, block_influence
 
         layers = int(model.config.num_hidden_layers)

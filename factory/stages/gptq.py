@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from factory.edit import Shape
+from factory.anatomy.shapes import Shape
 from factory.errors import FactoryError, UnsupportedModel
 from factory.given import Given
 from factory.stages.base import QuantizingStage
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from factory.data import TextBlocks
+    from factory.data.blocks import TextBlocks
 
 MEASURED_ROWS = 32  # held-out rows that agreement and divergence are measured on
 WORD = 32  # codes are packed into 32-bit words, and kernels take 32 columns at a time
@@ -100,11 +100,11 @@ class Gptq(QuantizingStage):
         rounding cost on held-out text. Raises FactoryError, where the folder does not hold what was
         in memory too; UnsupportedModel; ModelError where gptqmodel is not installed.
         """
-        from factory.anatomy import anatomy_of, shape_from_config
-        from factory.located import read_config
-        from factory.models import resolve_device
-        from factory.quantized import loader_of, only_saves_size
-        from factory.shards import Shards
+        from factory.anatomy.families import anatomy_of, shape_from_config
+        from factory.models.loading import resolve_device
+        from factory.models.located import read_config
+        from factory.models.quantized import loader_of, only_saves_size
+        from factory.models.shards import Shards
 
         if given.text is None or len(given.text) == 0:
             raise FactoryError("gptq: there is no text to calibrate on; give the recipe a `data` section")
@@ -144,8 +144,8 @@ class Gptq(QuantizingStage):
         The tokenizer and every config key but the quantisation's come from `source` unchanged:
         gptqmodel would invent a padding token. Raises FactoryError.
         """
-        from factory.carving import copy_beside
-        from factory.quantized import gptqmodel, quiet
+        from factory.models.quantized import gptqmodel, quiet
+        from factory.surgery.carving import copy_beside
 
         library = gptqmodel()
         source, length = source.resolve(), rows.length.tolist()
@@ -224,8 +224,8 @@ def compare(source: Path, destination: Path, quantizer: Any, text: TextBlocks, d
     """
     import torch
 
-    from factory.models import load_model
-    from factory.quantized import gptqmodel, kernel_of, quiet
+    from factory.models.loading import load_model
+    from factory.models.quantized import gptqmodel, kernel_of, quiet
     from factory.tensors.divergences import forward_kl, overlap
 
     differing = _differing(destination, quantizer.model)
@@ -282,7 +282,7 @@ def compare(source: Path, destination: Path, quantizer: Any, text: TextBlocks, d
 def _answer_logits(model: PreTrainedModel, row: TextBlocks) -> torch.Tensor:  # [N, V] float32, on the CPU
     import torch
 
-    from factory.models import hidden_states
+    from factory.models.loading import hidden_states
 
     with torch.inference_mode():
         states = hidden_states(model, row.ids.to(model.device), row.answer_mask.to(model.device))
@@ -307,7 +307,7 @@ def _dtype(config: dict[str, Any]) -> torch.dtype:
     """What all that is not quantised is stored in: as in the source."""
     import torch
 
-    from factory.models import DTYPES
+    from factory.models.loading import DTYPES
 
     dtype = DTYPES.get(str(config.get("dtype", config.get("torch_dtype"))), torch.float32)
     return torch.float32 if dtype is torch.float64 else dtype

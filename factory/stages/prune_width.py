@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from factory.anatomy import anatomy_of
-from factory.edit import Edit, Shape
+from factory.anatomy.families import anatomy_of
+from factory.anatomy.shapes import Edit, Shape
 from factory.errors import UnsupportedModel
 from factory.given import Given
 from factory.stages.base import Scores, StructuralStage
@@ -150,7 +150,7 @@ class PruneWidth(StructuralStage):
         """Scores of what may go: "ffn" [L][channels], "heads" [L][query heads]; larger stays."""
         if not self.needs_model:
             return {}
-        from factory.activations import contributions, magnitudes
+        from factory.surgery.activations import contributions, magnitudes
 
         if self.score == "magnitude":
             channels, heads = magnitudes(model)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from factory.edit import Edit
+from factory.anatomy.shapes import Edit
 
 Role = Literal["ffn", "query", "kv"]  # what an axis counts: FFN channels, channels of query heads, of key/value heads
 Coupling = dict[str, tuple[int, Role]]  # tensor name within a layer -> (axis, what it counts)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from factory.recipe import load
-from factory.sources import Data, FilePrompts, HubPrompts
+from factory.recipes.recipe import load
+from factory.recipes.sources import Data, FilePrompts, HubPrompts
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/data.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)

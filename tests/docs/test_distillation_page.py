@@ -7,9 +7,9 @@ from typing import get_args
 import pytest
 
 from factory.distillation.settings import METHODS, WRITTEN_BY, Distillation, LossKind, OnPolicy, Selection
-from factory.estimate import forecast_recipe
-from factory.profile import BUILT_IN
-from factory.recipe import load
+from factory.forecasting.estimate import forecast_recipe
+from factory.forecasting.profile import BUILT_IN
+from factory.recipes.recipe import load
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/distillation.md").read_text(encoding="utf-8")

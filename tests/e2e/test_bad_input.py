@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from factory import cli
 from factory.artifact import Artifact
-from factory.build import build
-from factory.recipe import load
+from factory.building.build import build
+from factory.recipes.recipe import load
 
 BOS = "{prompts: bos, samples: 24, max_new_tokens: 12, batch: 8, held_out: 0.2}"
 GIVEN = "{prompts: c.jsonl, written_by: none}"
@@ -208,7 +208,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_kept(target: Path, tmp_pa
 
 
 def _digest(loaded: list[Any], out: Path) -> str:
-    from factory.build import _jobs
+    from factory.building.build import _jobs
 
     (job,) = _jobs(loaded, out, silent)
     return job.chain[-1]
@@ -222,7 +222,7 @@ def test_a_teacher_cache_of_another_target_is_refused(
     other = recipe(tmp_path / "other", tiny_target("llama", tmp_path / "other target", seed=3), stage)
     assert run(other) == (0, "")
     path = recipe(tmp_path, target, stage)
-    from factory.build import _jobs
+    from factory.building.build import _jobs
 
     (tmp_path / "out").mkdir()
     (job,) = _jobs(load(path), tmp_path / "out", silent)

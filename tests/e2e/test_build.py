@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from factory import models
 from factory.artifact import Artifact
-from factory.build import build
+from factory.building.build import build
+from factory.data.scribe import read_shard
 from factory.errors import FactoryError, ModelError, RecipeError, UnsupportedModel
-from factory.recipe import load
-from factory.scribe import read_shard
+from factory.models import loading as models
+from factory.recipes.recipe import load
 
 RECIPE = """\
 name: tiny
@@ -90,7 +90,8 @@ def test_a_build_with_nothing_to_do_imports_no_torch(tiny_folder: Path, tmp_path
     path = recipe(tmp_path, tiny_folder, epochs=1, score="even")
     build(load(path, [], None), tmp_path / "artifacts", silent)
     code = (
-        "import sys; from pathlib import Path; from factory.build import build; from factory.recipe import load; "
+        "import sys; from pathlib import Path; from factory.building.build import build; "
+        "from factory.recipes.recipe import load; "
         f"made = build(load(Path({str(path)!r})), Path({str(tmp_path / 'artifacts')!r}), lambda *_: None); "
         "print([a.name for a in made], 'torch' in sys.modules)"
     )
@@ -136,7 +137,7 @@ def test_a_killed_build_goes_on_and_ends_byte_identical(tiny_folder: Path, tmp_p
 
 
 def test_two_builds_in_one_folder_are_kept_apart(tiny_folder: Path, tmp_path: Path) -> None:
-    from factory.files import locked
+    from factory.files.atomic import locked
 
     out = tmp_path / "artifacts"
     out.mkdir()

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from eval.evaluation import evaluate
-from eval.partial import FOLDER
 from eval.plan import load_plan
-from eval.report import MAP, REPORT, RESULTS, TOKENS
+from eval.report.writing import MAP, REPORT, RESULTS, TOKENS
+from eval.timing.partial import FOLDER
 from factory.artifact import Artifact
-from factory.build import build
-from factory.recipe import load
+from factory.building.build import build
+from factory.recipes.recipe import load
 
 RECIPE = """\
 name: tiny

@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.evaluation import evaluate
 from eval.plan import load_plan
-from factory.anatomy import ANATOMIES
+from factory.anatomy.families import ANATOMIES
 from factory.artifact import Artifact
-from factory.build import build
+from factory.building.build import build
 from factory.errors import UnsupportedModel
-from factory.quantized import loader_of
-from factory.recipe import load
+from factory.models.quantized import loader_of
+from factory.recipes.recipe import load
 
 ROOT = Path(__file__).parents[2]
 NO_HEADS = sorted(family for family, known in ANATOMIES.items() if known.why_no_heads)

@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from factory.artifact import Artifact, list_artifacts
-from factory.build import build
+from factory.building.build import build
 from factory.errors import FactoryError, UnsupportedModel
-from factory.recipe import load
-from factory.teacher_cache import TeacherCache
+from factory.recipes.recipe import load
+from factory.teaching.teacher_cache import TeacherCache
 
 RECIPE = """\
 name: tiny

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from factory import models
 from factory.artifact import Artifact
-from factory.build import _jobs, build
-from factory.recipe import load
+from factory.building.build import _jobs, build
+from factory.models import loading as models
+from factory.recipes.recipe import load
 
 RECIPE = """\
 name: tiny

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from eval.evaluation import evaluate
 from eval.plan import load_plan
-from factory.build import build
-from factory.recipe import load
+from factory.building.build import build
+from factory.recipes.recipe import load
 
 ROOT = Path(__file__).parents[2]
 

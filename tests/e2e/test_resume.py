@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from factory.build import build
-from factory.recipe import load
+from factory.building.build import build
+from factory.recipes.recipe import load
 
 RECIPE = """\
 name: tiny
@@ -32,9 +32,9 @@ NURSERY = """\
 import os, sys
 from pathlib import Path
 import torch
-import factory.workshop, factory.distillation.distil
-from factory.build import build
-from factory.recipe import load
+import factory.building.workshop, factory.distillation.distil
+from factory.building.build import build
+from factory.recipes.recipe import load
 torch.set_num_threads(1)
 for line in sys.stdin:
     recipe, out = line.split()

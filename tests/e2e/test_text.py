@@ -9,11 +9,11 @@ import pytest
 from pyarrow import parquet
 
 from factory.artifact import Artifact
-from factory.build import build
+from factory.building.build import build
+from factory.data.scribe import read_shard
 from factory.errors import DataError
-from factory.models import load_tokenizer
-from factory.recipe import load
-from factory.scribe import read_shard
+from factory.models.loading import load_tokenizer
+from factory.recipes.recipe import load
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<s>' + m['role'][0] + ':' + m['content'] + '</s>' }}{% endfor %}"

@@ -11,9 +11,9 @@ import pytest
 from eval.evaluation import evaluate
 from eval.plan import EvalPlan, load_plan
 from factory.artifact import Artifact
-from factory.build import build
+from factory.building.build import build
 from factory.progress import Progress
-from factory.recipe import load
+from factory.recipes.recipe import load
 
 RECIPE = """\
 name: tiny

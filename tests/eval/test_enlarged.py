@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from factory.build import build
-from factory.carving import copy_beside
-from factory.enlarge import Sizes, enlarge
-from factory.models import load_model
-from factory.recipe import load
+from factory.building.build import build
+from factory.models.loading import load_model
+from factory.recipes.recipe import load
+from factory.surgery.carving import copy_beside
+from factory.surgery.enlarge import Sizes, enlarge
 
 RECIPE = """\
 name: tiny

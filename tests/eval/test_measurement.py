@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.arms import Entry
-from eval.bench import OverlapMeter, Stopwatch, _bound, full_batches
-from eval.figures import Setting, measure, modelled
 from eval.measurement import AUTO, CHOOSE, MODEL, PROMPT_LOOKUP, Arm, ArmFacts, Cell, Timed, acceptance, merged
-from eval.rows import k_words
 from eval.suites import Prompt
+from eval.timing.arms import Entry
+from eval.timing.bench import OverlapMeter, Stopwatch, _bound, full_batches
+from eval.verdict.figures import Setting, measure, modelled
+from eval.verdict.rows import k_words
 from factory.artifact import Artifact
 from factory.decoding.decoder import Generation
 from factory.decoding.rejection import Draft
-from factory.forecast import Costs, modelled_speedup
+from factory.forecasting.forecast import Costs, modelled_speedup
 
 SETTING = Setting("cpu", "float32", "eager", 0)
 

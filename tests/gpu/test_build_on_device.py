@@ -20,7 +20,7 @@ from factory.decoding.drafters import ModelDrafter
 from factory.decoding.lean import LeanReader
 from factory.decoding.readers import open_reader
 from factory.decoding.sampling import Noise, Sampling
-from factory.models import load_model
+from factory.models.loading import load_model
 
 Start = Callable[..., "subprocess.Popen[str]"]
 GREEDY = Sampling()

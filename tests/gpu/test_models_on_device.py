@@ -11,18 +11,18 @@ import torch
 from transformers import PreTrainedModel
 
 from eval.parity import audit, near_tie_bounds
-from factory.activations import contributions, magnitudes, residual_streams
-from factory.data import TextBlocks, text_blocks
+from factory.data.blocks import TextBlocks, text_blocks
+from factory.data.scribe import write_text
 from factory.decoding.decoder import Limits, autoregressive
 from factory.decoding.lean import LeanReader
 from factory.decoding.readers import open_reader
 from factory.decoding.sampling import Noise, Sampling
-from factory.enlarge import enlarge, named_sizes
 from factory.given import CacheSettings, Given
-from factory.models import load_model, load_tokenizer
-from factory.scribe import write_text
+from factory.models.loading import load_model, load_tokenizer
 from factory.stages import Distill
-from factory.teacher_cache import TeacherCache, write_cache
+from factory.surgery.activations import contributions, magnitudes, residual_streams
+from factory.surgery.enlarge import enlarge, named_sizes
+from factory.teaching.teacher_cache import TeacherCache, write_cache
 from factory.tensors.saliency import block_influence
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ from factory.decoding.decoder import Limits, autoregressive, speculative
 from factory.decoding.drafters import ModelDrafter
 from factory.decoding.readers import open_reader
 from factory.decoding.sampling import Noise, Sampling
-from factory.models import load_model
-from factory.placement import Placement, layer_devices
+from factory.models.loading import load_model
+from factory.models.placement import Placement, layer_devices
 
 GPUS = torch.cuda.device_count()
 needs_two = pytest.mark.skipif(GPUS < 2, reason=f"needs two CUDA devices, and {GPUS} are here")
@@ -73,8 +73,8 @@ def test_tensor_parallel_on_two_gpus_writes_what_one_writes(tiny_target: Callabl
         "from factory.decoding.leading import LeadingReader, follow\n"
         "from factory.decoding.readers import open_reader\n"
         "from factory.decoding.sampling import Noise, Sampling\n"
-        "from factory.models import load_model\n"
-        "from factory.placement import Placement\n"
+        "from factory.models.loading import load_model\n"
+        "from factory.models.placement import Placement\n"
         "from factory.processes import launched\n"
         "together = launched()\n"
         "model = load_model(sys.argv[1], dtype=torch.float64, placement=Placement(processes=together.world))\n"

@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from factory.anatomy import ANATOMIES
+from factory.anatomy.families import ANATOMIES
 from factory.decoding.decoder import Generation, Limits, autoregressive, speculative
 from factory.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from factory.decoding.eager import EagerReader
 from factory.decoding.sampler import Sampler
 from factory.decoding.sampling import Noise, Sampling
-from factory.located import read_config
-from factory.models import context_length, first_token_id, load_model
+from factory.models.loading import context_length, first_token_id, load_model
+from factory.models.located import read_config
 
 CPU = torch.device("cpu")
 GREEDY = Sampling()

@@ -11,7 +11,7 @@ from accelerate import dispatch_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from factory.anatomy import anatomy_of
+from factory.anatomy.families import anatomy_of
 from factory.decoding.cache import RowCache
 from factory.decoding.decoder import Limits, autoregressive
 from factory.decoding.eager import EagerReader
@@ -19,7 +19,7 @@ from factory.decoding.leading import LeadingReader, follow
 from factory.decoding.readers import open_reader
 from factory.decoding.sampling import Noise, Sampling
 from factory.decoding.spread import SpreadCache
-from factory.placement import layer_devices
+from factory.models.placement import layer_devices
 
 FIRST, SECOND = torch.device("cpu"), torch.device("cpu", 1)
 PROMPTS = [[1, 5, 9, 11], [1, 7], [3]]

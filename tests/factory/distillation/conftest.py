@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from factory.data import TextBlocks, text_blocks
+from factory.data.blocks import TextBlocks, text_blocks
 from factory.stages import Distill, Given
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from factory.data import text_blocks
+from factory.data.blocks import text_blocks
 from factory.distillation.rows import Order, lay
 from factory.distillation.student import answer_states
 from factory.errors import DataError

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from factory.anatomy import shape_from_config
+from factory.anatomy.families import shape_from_config
 from factory.errors import DataError, FactoryError
-from factory.models import fingerprint, load_model
+from factory.models.loading import fingerprint, load_model
 from factory.stages import Given
 
 from .conftest import stage_of

@@ -6,8 +6,8 @@ import torch
 from pydantic import ValidationError
 from transformers import PreTrainedModel
 
-from factory.anatomy import shape_from_config
-from factory.data import text_blocks
+from factory.anatomy.families import shape_from_config
+from factory.data.blocks import text_blocks
 from factory.errors import UnsupportedModel
 from factory.stages import DropLayers, Given
 from factory.tensors.saliency import angular_distance

@@ -19,11 +19,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from factory.anatomy import shape_from_config
-from factory.data import TextBlocks, text_blocks
+from factory.anatomy.families import shape_from_config
+from factory.data.blocks import TextBlocks, text_blocks
 from factory.errors import FactoryError, ModelError, UnsupportedModel
-from factory.located import read_config
-from factory.quantized import gptqmodel
+from factory.models.located import read_config
+from factory.models.quantized import gptqmodel
 from factory.stages import Given, Gptq
 from factory.stages.gptq import compare
 

@@ -13,13 +13,13 @@ import torch_pruning
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from factory.activations import contributions, magnitudes
-from factory.anatomy import ANATOMIES, anatomy_of, edited_config, shape_from_config
-from factory.carving import carve_folder, carve_module
-from factory.data import TextBlocks, text_blocks
-from factory.edit import Edit, Shape
+from factory.anatomy.families import ANATOMIES, anatomy_of, edited_config, shape_from_config
+from factory.anatomy.shapes import Edit, Shape
+from factory.data.blocks import TextBlocks, text_blocks
 from factory.errors import UnsupportedModel
 from factory.stages import Given, PruneWidth
+from factory.surgery.activations import contributions, magnitudes
+from factory.surgery.carving import carve_folder, carve_module
 
 CAN_LOSE_HEADS = sorted(family for family, known in ANATOMIES.items() if known.why_no_heads is None)
 

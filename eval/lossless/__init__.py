@@ -1,0 +1,1 @@
+"""Whether outputs are the target's own: greedy token by token, sampled in law; the certificate."""

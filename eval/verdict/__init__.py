@@ -1,0 +1,1 @@
+"""Many measurements become figures with intervals, and those one verdict. Knows neither models nor files."""

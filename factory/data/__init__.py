@@ -1,0 +1,1 @@
+"""Text for a drafter: prompts and conversations, as strings, token ids and blocks; given or written by the target."""

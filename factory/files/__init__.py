@@ -1,0 +1,1 @@
+"""Files: written atomically, on disks that may be full, and strict YAML."""
