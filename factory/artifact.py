@@ -10,7 +10,8 @@
            README.md       the card, always regenerated
 
 Opening checks that the folder is complete; `verify` reads every byte. Nothing here knows how a
-drafter is made or measured.
+drafter is made or measured. An evaluation that is kept changes one thing in model/: generation_config.json gets the k that
+was measured to be best, which `verify` looks past.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from factory import assisted
 from factory.card import draw
 from factory.errors import ArtifactError
+from factory.evidence import best_row
 from factory.files.atomic import write_atomically
 from factory.files.disk import disk_errors
 from factory.models.placement import WHOLE, Placement
@@ -78,7 +81,7 @@ class Artifact:
             path = self.folder / relative
             if not path.is_file():
                 faults.append(f"{path}: missing")
-            elif sha256_file(path) != digest:
+            elif sha256_file(path) != digest and not _same_but_k(path, digest):
                 faults.append(f"{path}: damaged (its sha256 is not the manifest's)")
         if faults:
             raise ArtifactError("\n".join([*faults, f"remove {self.folder} and run its `factory build` again"]))
@@ -130,14 +133,34 @@ class Artifact:
         return sha256_file(self.folder / "manifest.json")
 
     def write_eval(self, results: dict[str, Any]) -> Path:
-        """Keep an evaluation under its own digest, and draw the card again."""
+        """Keep an evaluation under its own digest, let the generation settings carry its k, and draw the card again."""
         record = {"manifest_sha256": self.manifest_digest(), **results}
         text = json.dumps(record, indent=1, sort_keys=True)
         path = self.folder / "evals" / f"{sha256_text(text)[:12]}.json"
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, text)
+        settings = self.generation_settings()
+        if settings is not None:
+            write_atomically(self.model_folder / assisted.NAME, settings)
         self.write_card()
         return path
+
+    def generation_settings(self) -> str | None:
+        """generation_config.json with the best k of the last evaluation.
+
+        None where there is no such k, or where the settings are so written that `verify` could not look past it.
+        """
+        evals = self.evals()
+        row = best_row(evals[-1], self.name) if evals else None
+        path = self.model_folder / assisted.NAME
+        digest = self.manifest["files"].get(f"model/{assisted.NAME}")
+        if row is None or (digest is not None and not _same_but_k(path, digest)):
+            return None
+        try:
+            config = json.loads((self.model_folder / "config.json").read_text(encoding="utf-8"))
+            return assisted.with_k(path.read_text(encoding="utf-8") if digest else None, row["k"], config)
+        except (OSError, ValueError):
+            return None
 
     def certificate(self) -> dict[str, Any] | None:
         """The certificate as it was written, and in `current` whether it is about this very manifest.
@@ -171,6 +194,16 @@ class Artifact:
         recipe = (self.folder / "resolved.yaml").read_text(encoding="utf-8")
         card = draw(self.manifest, self.evals(), recipe, self.folder, self.certificate())
         write_atomically(self.folder / "README.md", card)
+
+
+def _same_but_k(path: Path, digest: str) -> bool:
+    """Whether these are the generation settings that the digest is of, but for the k that an evaluation wrote there."""
+    if path.name != assisted.NAME:
+        return False
+    try:
+        return sha256_text(assisted.without_k(path.read_text(encoding="utf-8"))) == digest
+    except (OSError, ValueError):
+        return False
 
 
 def _certificate_digest(record: dict[str, Any]) -> str:

@@ -41,17 +41,26 @@ def shown_progress(quiet: bool) -> Iterator[Progress]:
 
 
 def silent(_done: int, _total: int, _what: str) -> None:
-    """Shows nothing."""
+    """Progress that nobody looks at."""
+
+
+@contextmanager
+def step(progress: Progress, what: str) -> Iterator[None]:
+    """One thing whose middle nobody can tell: that it began, and that it is done."""
+    progress(0, 1, what)
+    yield
+    progress(1, 1, what)
 
 
 def bytes_shown(progress: Progress, what: str, total: int) -> Callable[[int], None]:
-    """Takes how many bytes more are done, and shows megabytes; `what` is said with its unit."""
+    """Takes how many bytes more are done, out of so many; megabytes are shown."""
+    unit, size = ("MB", 1_000_000) if total >= 10_000_000 else ("kB", 1_000)
     done = 0
 
     def more(count: int) -> None:
         nonlocal done
         done += count
-        progress(done >> 20, max(total, done) >> 20, f"{what} (MiB)")
+        progress(done // size, total // size, f"{what}, {unit}")
 
     more(0)
     return more
@@ -228,4 +237,6 @@ def _pace_column() -> ProgressColumn:
 
 def _line(pace: Pace, total: int, what: str, now_s: float) -> str:
     words = pace.words(total, now_s)
+    if total <= 1:  # of one thing there is nothing to count
+        return f"{what}: {words or 'done'}" if pace.done >= total or words else f"{what} ..."
     return f"{what}: {pace.done}/{total}" + (f", {words}" if words else "")

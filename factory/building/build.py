@@ -26,6 +26,7 @@ from factory.files.atomic import locked
 from factory.files.disk import DiskError, disk_errors
 from factory.models.located import locate, model_identity, read_config, require_complete
 from factory.processes import Processes, launched, peers_missed
+from factory.progress import silent
 from factory.recipes.recipe import Loaded
 from factory.stages import Distill
 
@@ -75,7 +76,7 @@ def _led(
                 tasks = tasks_of(made, missing)
                 if not anyway:
                     require_room(tasks, made, jobs, together=together.world)
-                together.told(([replace(job, progress=_silent) for job in made], tasks))
+                together.told(([replace(job, progress=silent) for job in made], tasks))
                 failures = carry_out(tasks, made, progress, jobs, lock, together)
                 _raise(failures, tasks, several=len(made) > 1)
                 finished |= {name: Artifact.open(out / name) for name in missing}
@@ -87,18 +88,14 @@ def _led(
 def _followed(together: Processes) -> list[Artifact]:
     """Take part in what the first process has found to be left to do. The artifacts are its own to tell of."""
     made, tasks = together.told(None)
-    carry_out(tasks, made, _silent, 1, None, together)
+    carry_out(tasks, made, silent, 1, None, together)
     return []
-
-
-def _silent(_done: int, _total: int, _what: str) -> None:
-    pass
 
 
 def _jobs(candidates: Sequence[Loaded], out: Path, progress: Progress) -> list[Job]:
     """Every candidate with its inputs. One recipe has one target, so that is looked at once."""
     first = candidates[0]
-    located = locate(first.require_target(), first.recipe.target.revision)
+    located = locate(first.require_target(), first.recipe.target.revision, progress)
     config = read_config(located.folder)
     _require_possible(candidates, config)
     _require_same_sizes(candidates, config)

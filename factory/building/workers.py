@@ -28,6 +28,7 @@ from factory.errors import FactoryError
 from factory.files.disk import DiskError, disk_errors
 from factory.interrupts import held
 from factory.processes import ALONE, Processes
+from factory.progress import silent
 
 if TYPE_CHECKING:
     from factory.building.workshop import Workshop
@@ -179,7 +180,7 @@ def _elsewhere(
 ) -> Failures:
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else None
-    mute = [replace(job, progress=_silent) for job in jobs]
+    mute = [replace(job, progress=silent) for job in jobs]
     queue = _Queue(tasks)
     workers: list[_Worker] = []
     try:
@@ -240,10 +241,6 @@ def _ctrl_c_kept_from_children() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _silent(_done: int, _total: int, _what: str) -> None:
-    pass
 
 
 def _work(

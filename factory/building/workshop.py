@@ -22,6 +22,7 @@ from factory import __version__, provenance
 from factory.anatomy.families import shape_from_config, stored_as, stored_dtype
 from factory.anatomy.shapes import Edit
 from factory.artifact import Artifact, write_manifest
+from factory.assisted import settle
 from factory.building.job import Job
 from factory.building.meter import metered
 from factory.building.text import corpus_of, data_of
@@ -244,6 +245,7 @@ class Workshop:
         shutil.rmtree(working, ignore_errors=True)
         (working / "stages").mkdir(parents=True)
         shutil.copytree(job.stage_folder(count) / "model", working / "model")
+        settle(working / "model")
         facts = []
         for index, stage in enumerate(job.recipe.stages[:count]):
             record = json.loads((job.stage_folder(index + 1) / "stage.json").read_text())

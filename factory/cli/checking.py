@@ -60,13 +60,19 @@ def check(
         raise typer.Exit(2)
 
 
+def _is_made(file: Path, folder: Path) -> bool:
+    """Whether it lies in an artifact or a hidden folder within `folder`: no recipe that somebody wrote."""
+    between = [parent for parent in file.parents if folder in parent.parents]
+    return any(parent.name.startswith(".") or (parent / "manifest.json").is_file() for parent in between)
+
+
 def _recipe_files(arguments: list[str]) -> Iterator[tuple[Path, str]]:
     """Every recipe meant, once; or the fault that an argument means none."""
     seen: set[Path] = set()
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            files = sorted([*path.rglob("*.yaml"), *path.rglob("*.yml")])
+            files = sorted(file for file in (*path.rglob("*.yaml"), *path.rglob("*.yml")) if not _is_made(file, path))
         elif path.is_file():
             files = [path]
         else:  # a pattern that the shell did not expand

@@ -66,17 +66,15 @@ def _judge(
     """The whole command, in the only process or the first of several."""
     from rich.console import Console
 
+    from eval.api import artifacts_of
     from eval.plan import load_plan
-    from factory.artifact import list_artifacts
 
     chosen = load_plan(plan)
-    judged = [made for folder in artifacts for made in list_artifacts(folder)]
-    if not judged:
-        raise FactoryError(f"{', '.join(map(str, artifacts))}: no artifact there; `factory build RECIPE` makes one")
+    judged = artifacts_of(artifacts)
     if mapped and certified:
         raise FactoryError("--map and --certify are two different runs: give one of them")
     out = out or artifacts[0]
-    asked: dict[str, Any] = {"target": target, "out": out, "prompts_file": prompts, "together": together}
+    asked: dict[str, Any] = {"target": target, "out": out, "together": together}
     console = Console(width=None if sys.stdout.isatty() else 160)
     if certified:
         from eval.lossless.certificate import terminal
@@ -96,21 +94,22 @@ def _judge(
         from eval.report.heatmap import map_table
 
         with shown_progress(quiet) as progress:
-            found = measure_map(judged, chosen, **asked, progress=progress)
+            found = measure_map(judged, chosen, **asked, prompts_file=prompts, progress=progress)
         console.print(map_table(found))
         typer.echo(f"report: {out / 'report.html'}")
         if as_json:
             typer.echo(json.dumps({"rules": [one["rule"] for one in found["drafters"]], "out": str(out)}))
         return
-    from eval.evaluation import evaluate as judge  # imports torch: only once there is surely something to judge
-    from eval.report.writing import terminal_table
+    from eval.api import evaluate as judge
 
     with shown_progress(quiet) as progress:
-        results = judge(judged, chosen, **asked, progress=progress)
-    console.print(terminal_table(results))
-    typer.echo(f"report: {out / 'report.html'}")
+        judgement = judge(judged, plan=chosen, **asked, prompts=prompts, progress=progress)
+    from eval.report.writing import terminal_table
+
+    console.print(terminal_table(judgement.results))
+    typer.echo(f"report: {judgement.report}")
     if as_json:
-        typer.echo(json.dumps({"verdict": results["verdict"], "out": str(out)}))
+        typer.echo(json.dumps({"verdict": judgement.verdict, "out": str(out)}))
 
 
 @app.command()

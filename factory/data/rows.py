@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import DataError
+from factory.hub import Asked, diagnose, first_line, require_hub_name, without_token
 from factory.logs import quieten
 
 FILE_KINDS = (".txt", ".jsonl", ".parquet")
@@ -94,6 +95,8 @@ def dataset_rows(name: str, subset: str | None, split: str, wanted: Collection[s
         raise DataError(
             f"data.prompts names the dataset {name}, which needs: pip install 'drafter-factory[datasets]'"
         ) from error
+    if not Path(name).is_dir() and not name.startswith("hf://"):
+        require_hub_name(name, DataError, "dataset")
     datasets.disable_progress_bars()
     quieten("datasets", "fsspec")
     said = dataset_name(name, subset, split)
@@ -105,17 +108,24 @@ def dataset_rows(name: str, subset: str | None, split: str, wanted: Collection[s
         records = enumerate(stream, 1)
         found = next(records, None)
     except Exception as error:
-        raise _unreachable(said, error) from error
+        raise _unreachable(name, said, error) from error
     while found is not None:
         number, values = found
         yield Row(f"{said}, row {number}", dict(values), columns or tuple(values))
         try:
             found = next(records, None)
         except Exception as error:
-            raise _unreachable(said, error) from error
+            raise _unreachable(name, said, error) from error
 
 
-def _unreachable(said: str, error: Exception) -> DataError:
-    """The library raises many kinds for "not reachable", "no such split" and "not to be decoded"."""
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return DataError(f"{said}: {first_line}; check its name, subset and split, and the network")
+def _unreachable(name: str, said: str, error: Exception) -> DataError:
+    """What is wrong, as the Hub tells it; else in the words of the library.
+
+    The library raises many kinds for "not reachable", "no such split" and "not to be decoded", and drops their causes.
+    """
+    if not Path(name).is_dir():
+        try:
+            diagnose(Asked(name, "read", kind="dataset"), DataError)
+        except DataError as found:
+            return found
+    return DataError(f"{said}: {without_token(first_line(error))}; check its name, subset and split, and the network")

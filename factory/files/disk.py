@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from factory.errors import FactoryError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiskError(FactoryError):
@@ -58,7 +58,7 @@ def _told(error: OSError, folder: Path) -> DiskError:
     place, number, reason = Path(str(error.filename or folder)), error.errno, error.strerror or str(error)
     if number is None and (found := re.search(r"\[Errno (\d+)\]", reason)):  # shutil.copytree lists what failed as text
         number, reason = int(found[1]), os.strerror(int(found[1]))
-    return DiskError(_full(place, reason) if number in _FULL else _other(place, reason))
+    return DiskError(_full(place, reason) if number in FULL else _other(place, reason))
 
 
 def _other(place: Path, reason: str) -> str:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -23,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from factory.errors import RecipeError
 from factory.files.yaml12 import KeyPath, Parsed, dump, scalar
 
-__all__ = ["Document", "KeyPath", "assign", "did_you_mean", "dump", "override", "read", "validate"]
+__all__ = ["Document", "KeyPath", "assign", "did_you_mean", "dump", "given", "override", "read", "validate"]
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -55,7 +56,7 @@ class Document:
     def mark(self, path: KeyPath) -> str:
         """`file:line` of a value, of what it should stand in where it is missing, or the option that set it."""
         line, option = self._nearest(path)
-        return option or f"{self.name}:{line}"
+        return option or (f"{self.name}:{line}" if self.lines else self.name)
 
     def place(self, path: KeyPath) -> str:
         """How a fault begins: `file:line: key.path`, or `--set key.path`."""
@@ -91,6 +92,15 @@ def read(source: Path | str, name: str | None = None) -> Document:
     if faults:
         raise RecipeError("\n".join(f"{name}:{line}: {fault}" for line, fault in faults))
     return Document(name, parsed.data, parsed.lines, content)
+
+
+def given(data: Mapping[str, Any], name: str) -> Document:
+    """What a program says in place of a file, a path as text; faults name keys alone. Raises RecipeError."""
+    try:
+        plain = json.loads(json.dumps(data, default=os.fspath))
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{name}: holds what no YAML file could: {error}") from None
+    return Document(name, plain, source=dump(plain).encode())
 
 
 def _bytes(path: Path, name: str) -> bytes:

@@ -13,6 +13,8 @@ from typing import Any
 
 from factory.errors import ModelError
 from factory.files.atomic import write_atomically
+from factory.hub import Asked, download, require_hub_name
+from factory.progress import Progress
 from factory.provenance import sha256_file, sha256_text
 
 
@@ -24,25 +26,19 @@ class Located:
     revision: str | None  # the commit on the Hub; None for a folder of the user's own
 
 
-def locate(source: str, revision: str | None = None) -> Located:
-    """The folder of a model: itself, or a Hub snapshot (downloaded once). Raises ModelError."""
+def locate(source: str, revision: str | None = None, progress: Progress | None = None) -> Located:
+    """The folder of a model: itself, or a Hub snapshot (downloaded once). Raises ModelError, DiskError."""
     if Path(source).is_dir():
         if not (Path(source) / "config.json").is_file():
             raise ModelError(f"{source} has no config.json: give the folder that transformers' save_pretrained wrote")
         return Located(Path(source).resolve(), None)
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(
-            snapshot_download(
-                source,
-                revision=revision,
-                allow_patterns=[*BESIDE, "config.json", "*.safetensors*"],
-                ignore_patterns=["consolidated*"],  # Mistral's weights again, in another layout
-            )
-        )
-    except Exception as error:  # the client raises a dozen kinds; each is "could not get it" here
-        raise load_failure(source, error) from error
+    require_hub_name(source)
+    folder = download(
+        Asked(source, revision=revision),
+        [*BESIDE, "config.json", "*.safetensors*"],
+        without=["consolidated*"],  # Mistral's weights again, in another layout
+        progress=progress,
+    )
     return Located(folder, folder.name)
 
 

@@ -38,7 +38,7 @@ class Gptq(QuantizingStage):
     what the drafter will read: the target's own. Embedding, head, norms and biases stay as they are.
     """
 
-    kind: Literal["gptq"]
+    kind: Literal["gptq"] = Field(description="write the layers in 2, 3, 4 or 8 bits a weight; the last stage")
     bits: Literal[2, 3, 4, 8] = Field(default=4, description="of one weight; scales and zeros come on top")
     group_size: Literal[32, 64, 128, -1] = Field(
         default=128, description="inputs that share a scale; -1: all inputs of an output"

@@ -8,6 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from factory.errors import ModelError
+from factory.hub.failures import hub_errors
+from factory.hub.names import Asked, require_hub_name
+
 TIMEOUT_S = 3.0
 
 
@@ -17,22 +21,48 @@ def hub_config(model: str, revision: str | None = None) -> dict[str, Any] | None
 
     For forecasts only: the build itself pins the revision and says what is wrong.
     """
-    from huggingface_hub import constants
+    found = _config(model, revision)
+    return found if isinstance(found, dict) else None
 
+
+def hub_reason(model: str, revision: str | None = None) -> str:
+    """Why `hub_config` has none; nothing where it has one."""
+    found = _config(model, revision)
+    return found if isinstance(found, str) else ""
+
+
+def _config(model: str, revision: str | None) -> dict[str, Any] | str:
+    """The config, or why it cannot be had."""
     folder = snapshot(model, revision)
-    if folder is not None:
-        return _object((folder / "config.json").read_text(encoding="utf-8"))
-    if constants.HF_HUB_OFFLINE or isinstance(_answer(constants.ENDPOINT, TIMEOUT_S), str):
-        return None
-    from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils._headers import build_hf_headers
-
+    text = (folder / "config.json").read_text(encoding="utf-8") if folder is not None else None
+    if text is None:
+        try:
+            text = _asked(model, revision)
+        except ModelError as error:
+            return str(error)
     try:
+        config = json.loads(text)
+    except ValueError:
+        config = None
+    return config if isinstance(config, dict) else f"{model}: its config.json on the Hub holds no object"
+
+
+def _asked(model: str, revision: str | None) -> str:
+    """What the Hub says that config.json holds. Raises ModelError."""
+    require_hub_name(model)
+    asked = Asked(model, "read config.json of", revision=revision)
+    with hub_errors(asked):
+        from huggingface_hub import constants, get_session, hf_hub_url
+        from huggingface_hub.errors import OfflineModeIsEnabled
+        from huggingface_hub.utils import hf_raise_for_status
+        from huggingface_hub.utils._headers import build_hf_headers
+
+        if constants.HF_HUB_OFFLINE:
+            raise OfflineModeIsEnabled
         url = hf_hub_url(model, "config.json", revision=revision)
         answer = get_session().get(url, headers=build_hf_headers(), timeout=TIMEOUT_S, follow_redirects=True)
-        return _object(answer.text) if answer.status_code == 200 else None
-    except Exception:  # the client raises many kinds; each means that there is no config to forecast from
-        return None
+        hf_raise_for_status(answer)
+        return str(answer.text)
 
 
 def snapshot(model: str, revision: str | None = None) -> Path | None:
@@ -69,11 +99,3 @@ def _answer(endpoint: str, timeout_s: float) -> int | str:
         return int(get_session().head(endpoint, timeout=timeout_s).status_code)
     except Exception as error:  # the client raises many kinds; each is "not reachable" here
         return type(error).__name__
-
-
-def _object(text: str) -> dict[str, Any] | None:
-    try:
-        config = json.loads(text)
-    except ValueError:
-        return None
-    return config if isinstance(config, dict) else None
