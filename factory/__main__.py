@@ -5,8 +5,8 @@ from factory.interrupts import end_where_interrupted, watch
 
 def main() -> None:
     """Watch for signals first: the command line's own imports take a moment, in which Ctrl-C may come."""
-    watch()
     try:
+        watch()
         from factory.cli import main as command_line
 
         command_line()

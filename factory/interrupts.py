@@ -65,11 +65,6 @@ def words() -> str:
     return f"{kept}; to go on from there: {shlex.join([*name.split(), *sys.argv[1:]])}"
 
 
-def exit_code() -> int:
-    """What a shell makes of the signal that came; of Ctrl-C where none did."""
-    return 128 + (_watch.number or signal.SIGINT)
-
-
 def watching() -> bool:
     """Whether this process is watched: it is a command's own, and not a test's or another program's."""
     return _watch.on
@@ -114,15 +109,24 @@ def end_where_interrupted() -> None:
         _end(_watch.number)
 
 
-def _on_signal(number: int, _frame: FrameType | None) -> None:
-    if _watch.number:
-        _end(number)  # asked twice
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    if _watch.number or _importing(frame):  # asked twice; or there is nothing yet to bring to an end
+        _end(number)
     _watch.number = number
     # What breaks off on the way out is no news: neither in a callback nor in another thread.
     sys.unraisablehook = lambda _: None
     threading.excepthook = lambda _: None
     if not _watch.held:
         raise Interrupted
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether the main thread is in an import: what is raised in torch's own would abort the process."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _guard(heard: int) -> None:

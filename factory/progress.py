@@ -23,6 +23,7 @@ Progress = Callable[[int, int, str], None]
 
 EVERY_S = 10.0  # a line in a pipe
 _LOOKS_BACK_S = 60.0
+_SOME_BYTES = 100_000_000
 
 
 @contextmanager
@@ -53,14 +54,14 @@ def step(progress: Progress, what: str) -> Iterator[None]:
 
 
 def bytes_shown(progress: Progress, what: str, total: int) -> Callable[[int], None]:
-    """Takes how many bytes more are done, out of so many; megabytes are shown."""
-    unit, size = ("MB", 1_000_000) if total >= 10_000_000 else ("kB", 1_000)
+    """Takes how many bytes more are done, out of so many, and shows megabytes; nothing of what is read in no time."""
     done = 0
 
     def more(count: int) -> None:
         nonlocal done
         done += count
-        progress(done // size, total // size, f"{what}, {unit}")
+        if total >= _SOME_BYTES:
+            progress(done // 1_000_000, total // 1_000_000, f"{what}, MB")
 
     more(0)
     return more

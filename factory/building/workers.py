@@ -28,7 +28,7 @@ from factory.errors import FactoryError
 from factory.files.disk import DiskError, disk_errors
 from factory.interrupts import held
 from factory.processes import ALONE, Processes
-from factory.progress import silent
+from factory.progress import silent, step
 
 if TYPE_CHECKING:
     from factory.building.workshop import Workshop
@@ -48,10 +48,12 @@ class Bench:
         job = self._jobs[task.job]
         with disk_errors(job.out):
             if self._workshop is None:
+                job.progress(0, 1, "starting")
                 from factory.building.workshop import Workshop  # torch: only where there is something to do
                 from factory.models import loading as models  # noqa: F401 - quietens transformers before it is imported
 
                 self._workshop = Workshop(job, self._together)
+                job.progress(1, 1, "starting")
             else:
                 self._workshop.turn_to(job)
             if task.kind == "text":
@@ -62,7 +64,8 @@ class Bench:
                 self._workshop.run_stage(task.count)
             else:
                 if self._together.first:
-                    self._workshop.assemble(task.name, task.count)
+                    with step(job.progress, "putting the artifact together"):
+                        self._workshop.assemble(task.name, task.count)
                 self._together.wait()
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from factory.cli.completion import recipe_files
 from factory.cli.shell import JsonOption, QuietOption, SetOption, TargetOption, VerboseOption, app, reported
 from factory.processes import is_first
 from factory.progress import shown_progress
@@ -18,7 +19,12 @@ from factory.progress import shown_progress
 @reported
 def build(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="a recipe's YAML file; without one, --target's default")
+        Path | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="a recipe's YAML file; without one, --target's default",
+            autocompletion=recipe_files,
+        ),
     ] = None,
     target: TargetOption = None,
     settings: SetOption = None,
@@ -38,7 +44,8 @@ def build(
 
     began_s = time.monotonic()
     if recipe is None:
-        recipe, reason = default_recipe_file(target, out)
+        with shown_progress(quiet or not is_first()) as progress:
+            recipe, reason = default_recipe_file(target, out, progress)
         if is_first():
             typer.echo(f"{reason}\nthe recipe is {recipe}: copy it to change it", err=True)
     with shown_progress(quiet or not is_first()) as progress:

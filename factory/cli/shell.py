@@ -61,14 +61,10 @@ def reported(command: Callable[Arguments, Result]) -> Callable[Arguments, Result
         except FactoryError as error:
             _tell(str(error), error, 2, as_json)
             raise _exit(2) from None
-        except KeyboardInterrupt as error:
-            code, words = interrupts.exit_code(), interrupts.words()
-            if as_json and is_first():
-                _end_with_json(words, error, code)
+        except KeyboardInterrupt:
             interrupts.end_where_interrupted()
-            if words:
-                typer.echo(f"\n{words}", err=True)
-            raise _exit(code) from None
+            typer.echo(f"\n{interrupts.words()}", err=True)  # nobody watches in this process
+            raise _exit(130) from None
         except Exception as error:
             first_line = (str(error).strip() or "no message").splitlines()[0]
             message = (
@@ -88,12 +84,7 @@ def _tell(message: str, error: BaseException, code: int, as_json: bool) -> None:
     if (log := logs.log_file()) is not None:
         typer.echo(spoken(f"what libraries said before is in {log}"), err=True)
     if as_json and is_first():
-        _end_with_json(message, error, code)
-
-
-def _end_with_json(message: str, error: BaseException, code: int) -> None:
-    """The last line on stdout of a command that was asked for one and failed."""
-    typer.echo(json.dumps({"error": {"kind": type(error).__name__, "message": message, "exit_code": code}}))
+        typer.echo(json.dumps({"error": {"kind": type(error).__name__, "message": message, "exit_code": code}}))
 
 
 def _exit(code: int) -> typer.Exit:
