@@ -45,7 +45,9 @@ _watch = _Watch()
 
 
 def watch() -> None:
-    """From now on signals end this process, saying `words()` on stderr. Once, at its beginning."""
+    """From now on signals end this process, saying `words()` on stderr. For its beginning; again, it does nothing."""
+    if _watch.on:
+        return
     _watch.on = True
     heard, heard_by_c = os.pipe()
     os.set_blocking(heard_by_c, False)

@@ -40,7 +40,11 @@ VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="logs on st
 
 def main() -> None:
     """The whole process of one command; `factory.__main__` watches for signals before this file is imported."""
-    app(prog_name="factory")
+    try:
+        interrupts.watch()
+        app(prog_name="factory")
+    finally:
+        interrupts.end_where_interrupted()
 
 
 def reported(command: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -98,11 +102,10 @@ def _exit(code: int) -> typer.Exit:
 
 def _log(error: Exception) -> Path:
     """The traceback in a file of its own, in the cache folder or else the temporary one."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drafter-factory"
     name = f"fault-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     text = f"factory {__version__}, Python {sys.version.split()[0]}\n{sys.argv}\n\n"
     text += "".join(traceback.format_exception(error))
-    for folder in (cache, Path(tempfile.gettempdir())):
+    for folder in (logs.cache_folder(), Path(tempfile.gettempdir())):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")

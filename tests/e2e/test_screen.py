@@ -20,7 +20,7 @@ stages:
   - {kind: distill, epochs: 1, batch: 8}
 """
 GPTQ = "  - {kind: gptq, bits: 4, group_size: 32, samples: 16}\n"
-PROGRESS = re.compile(r"[^:]+( \.\.\.|: (done|took \d+ s|\d+/\d+(, .*)?))")
+PROGRESS = re.compile(r"[a-z].*( \.\.\.|: (done|took \S+( s)?|\S+( s)? so far|\d+/\d+(, .*)?))")
 
 
 @pytest.fixture
