@@ -28,6 +28,8 @@ _LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # Bars of their own, which would go over ours; read when each library is imported.
 _NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
 
+_TALKATIVE = ("httpx", "httpcore", "urllib3", "matplotlib", "fsspec", "PIL")  # a line for each request or file
+
 
 class _State:
     """What this process does about logs; one for all of it."""
@@ -56,6 +58,8 @@ def begin(command: str, verbose: bool) -> None:
     logging.captureWarnings(True)
     root = logging.getLogger()
     root.setLevel(logging.INFO)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     _state.screen = sys.stderr
     if verbose:
         _state.verbose = True
@@ -143,6 +147,11 @@ def aside() -> Iterator[None]:
             yield
     else:
         yield
+
+
+def verbose() -> bool:
+    """Whether what libraries say is shown."""
+    return _state.verbose
 
 
 def sink() -> TextIO:

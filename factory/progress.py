@@ -197,7 +197,7 @@ def _bars(stream: TextIO) -> Iterator[Progress]:
         console=console,
         refresh_per_second=2,  # few: they share the processor with what is being measured
         redirect_stdout=False,
-        redirect_stderr=False,
+        redirect_stderr=logs.verbose(),  # what libraries say then goes above the bars
         expand=True,
     )
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from commands import HANGS_S, Command
 
+from eval.plan import load_plan
 from factory.building.build import build
 from factory.progress import silent
 from factory.recipes.recipe import load
@@ -105,7 +107,9 @@ def test_a_build_in_processes_that_write_text_as_a_terminal_does_it(folder: Path
 
 def test_an_evaluation_while_it_times(folder: Path) -> None:
     build(load(folder / "long.yaml", ["stages.1.epochs=1"]), folder / "out", silent)
-    asked = ("eval", "out/long", "--plan", "smoke")
+    plan = {**load_plan("smoke").model_dump(mode="json"), "repeats": 1000}
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+    asked = ("eval", "out/long", "--plan", "plan.yaml")
     command = Command(*asked, folder=folder)
     command.until("timing")
     command.interrupt()

@@ -19,12 +19,16 @@ from factory.progress import Lines, Pace, bytes_shown, duration, shown_progress,
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = """\
-import time
+import logging, sys, time
+from factory import logs
 from factory.progress import shown_progress
+logs.begin("build", verbose="-v" in sys.argv)
 with shown_progress(quiet=False) as show:
     for done in range(5):
         show(done, 4, f"writing a long story that no narrow terminal has room for, {done} tokens/s")
         time.sleep(0.3)
+        logging.getLogger("factory").warning("we warn")
+        print("a library complains", file=sys.stderr)
 """
 
 
@@ -108,13 +112,16 @@ def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
-def on_a_terminal(columns: int, **environment: str) -> str:
+def on_a_terminal(columns: int, cache: Path, *arguments: str, **environment: str) -> str:
     """What such a terminal is sent by WORK."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    settings = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **environment}
+    own = {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "XDG_CACHE_HOME": str(cache)}
+    settings = {**os.environ, **own, **environment}
     settings.pop("COLUMNS", None)
-    done = subprocess.Popen([sys.executable, "-c", WORK], env=settings, stdin=theirs, stdout=theirs, stderr=theirs)
+    done = subprocess.Popen(
+        [sys.executable, "-c", WORK, *arguments], env=settings, stdin=theirs, stdout=theirs, stderr=theirs
+    )
     os.close(theirs)
     sent = b""
     try:
@@ -127,16 +134,21 @@ def on_a_terminal(columns: int, **environment: str) -> str:
     return sent.decode()
 
 
-def test_on_a_terminal_there_is_a_bar_with_rate_and_time_left() -> None:
-    sent = on_a_terminal(120)
+def test_on_a_terminal_there_is_a_bar_with_rate_and_time_left(tmp_path: Path) -> None:
+    sent = on_a_terminal(120, tmp_path)
     plain = re.sub(r"\033\[[0-9;?]*[A-Za-z]", "", sent)
     assert "━" in plain and re.search(r"\d/4 \d[^\r\n]*(/s|s each), \d+ s left", plain)
     assert re.search(r"4 tokens/s: 4/4, took \d+ s", plain)
+    assert plain.count("\nwe warn\r\n") + plain.count("\rwe warn\r\n") == 5  # each a line of its own, above the bar
+    assert "a library complains" not in plain
+    plain = re.sub(r"\033\[[0-9;?]*[A-Za-z]", "", on_a_terminal(120, tmp_path, "-v"))
+    assert len(re.findall(r"[\r\n]a library complains *\r\n", plain)) == 5
+    assert len(re.findall(r"[\r\n][-\d]+ [:\d,]+ WARNING factory: we warn *\r\n", plain)) == 5
     assert "\033[?25l" in sent and sent.rindex("\033[?25h") > sent.rindex("\033[?25l")  # the cursor comes back
 
 
-def test_a_narrow_terminal_has_one_line_and_no_colour_where_none_is_wanted() -> None:
-    sent = on_a_terminal(44, NO_COLOR="1")
+def test_a_narrow_terminal_has_one_line_and_no_colour_where_none_is_wanted(tmp_path: Path) -> None:
+    sent = on_a_terminal(44, tmp_path, NO_COLOR="1")
     assert not re.search(r"\033\[[0-9;]*3\dm", sent)
     drawn = [
         line for line in re.split(r"[\r\n]+|\033\[2K", re.sub(r"\033\[[0-9;?]*[a-zJA]", "", sent)) if "left" in line
@@ -144,7 +156,7 @@ def test_a_narrow_terminal_has_one_line_and_no_colour_where_none_is_wanted() -> 
     assert drawn and all(len(line) <= 44 for line in drawn), drawn
 
 
-def test_a_dumb_terminal_gets_plain_lines() -> None:
-    sent = on_a_terminal(80, TERM="dumb")
+def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
+    sent = on_a_terminal(80, tmp_path, TERM="dumb")
     assert "\033" not in sent
     assert sent.splitlines()[0].endswith("0 tokens/s: 0/4")
