@@ -38,7 +38,7 @@ def test_only_our_own_lines_are_on_the_screen_and_the_rest_is_in_the_log(folder:
     assert json.loads(last)["artifacts"][0]["name"] == "tiny"
     assert all(line.strip()[0] in "┏┃┡│└c" for line in table), table
     assert [line for line in err if not PROGRESS.fullmatch(line)] == []
-    assert err[0] == "starting ..."
+    assert err[:2] == ["reading prompts ...", "reading prompts: done"]
     if importlib.util.find_spec("gptqmodel"):
         assert "rounding to 4 bits: 2/2" in "\n".join(err)
         (log,) = (folder / "cache" / "drafter-factory" / "logs").iterdir()
