@@ -1,0 +1,28 @@
+"""What tests of recipes share: a recipe with every part, and loading one from a file or a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from factory.files.documents import read, validate
+from factory.recipes.recipe import Loaded, Recipe, load
+
+FULL = """\
+name: half
+target: {model: some/model, revision: main}
+data: {prompts: bos, samples: 10}
+stages:
+  - {kind: drop_layers, keep: 2}
+  - {kind: distill, lr: 1}
+"""
+
+
+def load_one(path: Path, *arguments: object, **options: object) -> Loaded:
+    """The only candidate of a recipe without a grid."""
+    (loaded,) = load(path, *arguments, **options)  # type: ignore[arg-type]
+    assert (loaded.name, loaded.candidates) == (loaded.recipe.name, 1)
+    return loaded
+
+
+def recipe_of(text: str) -> Recipe:
+    return validate(read(text, "r.yaml"), Recipe)
