@@ -18,7 +18,9 @@ from factory.progress import shown_progress
 @app.command(name="eval")
 @reported
 def evaluate(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACTS...", help="drafters, or folders of them")],
+    artifacts: Annotated[
+        list[str], typer.Argument(metavar="ARTIFACTS...", help="drafters, folders of them, or user/name on the Hub")
+    ],
     plan: Annotated[str, typer.Option(metavar="PLAN", help="a shipped plan's name, or a YAML file")] = "default",
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="your own prompts: .jsonl or lines")
@@ -51,7 +53,7 @@ def evaluate(
 
 
 def _judge(
-    artifacts: list[Path],
+    artifacts: list[str],
     plan: str,
     prompts: Path | None,
     out: Path | None,
@@ -67,12 +69,15 @@ def _judge(
 
     from eval.api import artifacts_of
     from eval.plan import load_plan
+    from factory.publishing.pull import fetched
 
     chosen = load_plan(plan)
-    judged = artifacts_of(artifacts)
+    with shown_progress(quiet) as progress:
+        folders = fetched(artifacts, progress)
+    judged = artifacts_of(folders)
     if mapped and certified:
         raise FactoryError("--map and --certify are two different runs: give one of them")
-    out = out or artifacts[0]
+    out = out or folders[0]
     asked: dict[str, Any] = {"target": target, "out": out, "together": together}
     console = Console(width=None if sys.stdout.isatty() else 160)
     if certified:
@@ -103,12 +108,18 @@ def _judge(
 
     with shown_progress(quiet) as progress:
         judgement = judge(judged, plan=chosen, **asked, prompts=prompts, progress=progress)
+    from eval.report.published import compared, published_table
     from eval.report.writing import terminal_table
 
     console.print(terminal_table(judgement.results))
+    beside = published_table(judgement.results)
+    if beside is not None:
+        console.print(beside)
     typer.echo(f"report: {judgement.report}")
     if as_json:
-        typer.echo(json.dumps({"verdict": judgement.verdict, "out": str(out)}))
+        typer.echo(
+            json.dumps({"verdict": judgement.verdict, "out": str(out), "published": compared(judgement.results)})
+        )
 
 
 @app.command()

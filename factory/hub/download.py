@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from factory.files.disk import DiskError, free_bytes
 from factory.errors import FactoryError, ModelError
+from factory.files.disk import DiskError, free_bytes
 from factory.hub.failures import hub_errors, told
 from factory.hub.names import Asked
 from factory.progress import Progress
@@ -59,18 +59,19 @@ def download(
 
 
 def diagnose(asked: Asked, raises: type[FactoryError]) -> None:
-    """Raises what is wrong with a repository that another library could not read; nothing where the Hub gives it out.
+    """Raises what is wrong with a repository that another library is to read; nothing where the Hub gives it out.
 
     What a gated repository holds may be listed by everyone, so one of its files is asked for too.
     """
     from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 
     with hub_errors(asked, raises):
-        info = HfApi().repo_info(
-            asked.repository, repo_type=asked.kind, revision=asked.revision, timeout=ANSWER_S
+        info: Any = HfApi().repo_info(asked.repository, repo_type=asked.kind, revision=asked.revision, timeout=ANSWER_S)
+        names = sorted(
+            (file.rfilename for file in info.siblings or []), key=lambda name: name.startswith((".", "README"))
         )
-        for file in (info.siblings or [])[:1]:
-            url = hf_hub_url(asked.repository, file.rfilename, repo_type=asked.kind, revision=asked.revision)
+        for name in names[:1]:
+            url = hf_hub_url(asked.repository, name, repo_type=asked.kind, revision=asked.revision)
             get_hf_file_metadata(url, timeout=ANSWER_S)
 
 
@@ -95,15 +96,13 @@ def _cached(where: dict[str, Any], wanted: dict[str, Any]) -> tuple[Path | None,
 def _missing_bytes(asked: Asked, info: Any, wanted: dict[str, Any]) -> int:
     """Bytes of the wanted files that the cache has not."""
     from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub.utils._paths import filter_repo_objects
 
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     return sum(
         sizes[name]
         for name in filter_repo_objects(sizes, **wanted)
-        if not isinstance(
-            try_to_load_from_cache(asked.repository, name, revision=info.sha, repo_type=asked.kind), str
-        )
+        if not isinstance(try_to_load_from_cache(asked.repository, name, revision=info.sha, repo_type=asked.kind), str)
     )
 
 
