@@ -105,9 +105,24 @@ def main() -> None:
         told = run(factory, "eval", "artifacts", "--plan", "plan.yaml.txt" if light else "smoke", "--json", cwd=mine)
         verdict = json.loads(told.splitlines()[-1])["verdict"]
         run(factory, "report", "artifacts", cwd=mine)
-        run(factory, "check", ".", cwd=mine)  # what was made is no recipe of the user's
-        facts = {"wheel_bytes": size, "installed_s": round(installed_s, 1), "reason": verdict["reason"]}
-        facts["wheel_check_s"] = round(time.monotonic() - began_s, 1)
+        said = (
+            "--to",
+            "someone/quick",
+            "--dry-run",
+            "--even-if-slower",
+            "only a check of the installed wheel",
+            "--json",
+        )
+        listed = json.loads(run(factory, "publish", "artifacts/quick", *said, cwd=mine).splitlines()[-1])
+        checked = run(factory, "check", ".", cwd=mine)  # what was made is no recipe of the user's
+        facts = {
+            "wheel_bytes": size,
+            "installed_s": round(installed_s, 1),
+            "recipes": checked.count("ok  "),
+            "reason": verdict["reason"],
+            "would_publish": sorted(file["path"] for file in listed["files"]),
+            "wheel_check_s": round(time.monotonic() - began_s, 1),
+        }
     sys.stdout.write(json.dumps(facts) + "\n")
 
 
