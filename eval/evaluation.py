@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from eval.measurement import AUTO, CHOOSE, CONFIRM, Arm, ArmFacts, Block, Cell
 from eval.parity import LARGEST_EXACT, PROBES, Audit
 from eval.plan import EvalPlan
+from eval.report.published import published_figures
 from eval.report.writing import require_writable, write
 from eval.timing.arms import Entry, entries, reason
 from eval.timing.bench import Bench, Bounds
@@ -65,13 +66,14 @@ def evaluate(
         run = _Run(field, plan, target, device, prompts_file, progress, together)
         found = run.findings(out)
         results = found.results()
+        results["published"] = published_figures(artifacts, results)
     with step(progress, "writing the report"):
         write(results, [cell for _, cell in (*found.first, *found.second)], out)
     run.partial.remove()
     for entry in field:
         if entry.artifact is not None:
             with suppress(OSError):  # an artifact on a read-only disk is measured all the same; `out` has it all
-                entry.artifact.write_eval(results)
+                entry.artifact.write_eval({key: value for key, value in results.items() if key != "published"})
     return results
 
 

@@ -7,11 +7,12 @@
            manifest.json   written last and atomically: its existence means complete; sha256 of all the former
            evals/*.json    each with the digest of the manifest it measured
            certificate.json  of losslessness: with its own digest and that of the manifest it is about
+           pulled.json     of one that was published: from which repository and commit, with which evaluations
            README.md       the card, always regenerated
 
 Opening checks that the folder is complete; `verify` reads every byte. Nothing here knows how a
-drafter is made or measured. An evaluation that is kept changes one thing in model/: generation_config.json gets the k that
-was measured to be best, which `verify` looks past.
+drafter is made or measured. An evaluation that is kept changes one thing in model/: generation_config.json
+gets the k that was measured to be best, which `verify` looks past.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 CERTIFICATE = "certificate.json"
+PULLED = "pulled.json"
 
 
 class Artifact:
@@ -77,6 +79,14 @@ class Artifact:
 
     def verify(self, progress: Progress = silent) -> None:
         """Compare every file with the manifest. Raises ArtifactError naming all that differ."""
+        faults = self.faults(progress)
+        if faults:
+            before = self.pulled()
+            again = f"`factory pull {before['repository']}`" if before else "its `factory build`"
+            raise ArtifactError("\n".join([*faults, f"remove {self.folder} and run {again} again"]))
+
+    def faults(self, progress: Progress = silent) -> list[str]:
+        """Every file that is not what the manifest says."""
         there = [path for name in self.manifest["files"] if (path := self.folder / name).is_file()]
         more = bytes_shown(progress, f"checking {self.name}", sum(path.stat().st_size for path in there))
         faults = []
@@ -86,8 +96,17 @@ class Artifact:
                 faults.append(f"{path}: missing")
             elif sha256_file(path, more) != digest and not _same_but_k(path, digest):
                 faults.append(f"{path}: damaged (its sha256 is not the manifest's)")
-        if faults:
-            raise ArtifactError("\n".join([*faults, f"remove {self.folder} and run its `factory build` again"]))
+        return faults
+
+    def pulled(self) -> dict[str, Any] | None:
+        """`repository`, `commit`, the target's name there (`base_model`) and `evals`, the names of the evaluations that
+        came with it; None where it was built here."""
+        try:
+            record = json.loads((self.folder / PULLED).read_text(encoding="utf-8"))
+            known = {key: record[key] for key in ("repository", "commit", "base_model", "evals")}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return known if isinstance(known["evals"], list) else None
 
     def load_model(self, dtype: torch.dtype, device: str) -> PreTrainedModel:
         """The drafter."""
@@ -116,7 +135,9 @@ class Artifact:
         made_from = self.manifest["target"]
         source = override or made_from["path"] or made_from["model"]
         if override is None and made_from["path"] and not Path(made_from["path"]).is_dir():
-            raise ArtifactError(f"{self.folder}: its target {made_from['path']} is gone; name it with --target")
+            source = (self.pulled() or {}).get("base_model")  # what its publisher says is the same model on the Hub
+            if not source:
+                raise ArtifactError(f"{self.folder}: its target {made_from['path']} is gone; name it with --target")
         located = locate(source, None if override else made_from["revision"], progress)
         known = self.folder.parent / ".cache" / "identity.json"
         if model_identity(located.folder, known, progress) != made_from["identity"]:
@@ -131,12 +152,17 @@ class Artifact:
 
     def evals(self) -> list[dict[str, Any]]:
         """Every evaluation of this very manifest, oldest first."""
+        return list(self.eval_files().values())
+
+    def eval_files(self) -> dict[Path, dict[str, Any]]:
+        """Those evaluations by the files that hold them, oldest first."""
         files = sorted((self.folder / "evals").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        found = []
+        found = {}
         for path in files:
             with contextlib.suppress(ValueError):  # a damaged record is no measurement
-                found.append(json.loads(path.read_text()))
-        return [result for result in found if result.get("manifest_sha256") == self.manifest_digest()]
+                found[path] = json.loads(path.read_text())
+        digest = self.manifest_digest()
+        return {path: result for path, result in found.items() if result.get("manifest_sha256") == digest}
 
     def manifest_digest(self) -> str:
         """sha256 of manifest.json: pins all that an evaluation measured."""
@@ -199,10 +225,10 @@ class Artifact:
             self.write_card()
         return path
 
-    def write_card(self) -> None:
-        """README.md: what it is, how it was made, what was measured and certified."""
+    def write_card(self, named: Path | None = None) -> None:
+        """README.md: what it is, how it was made, what was measured and certified. `named`: where it will lie."""
         recipe = (self.folder / "resolved.yaml").read_text(encoding="utf-8")
-        card = draw(self.manifest, self.evals(), recipe, self.folder, self.certificate())
+        card = draw(self.manifest, self.evals(), recipe, named or self.folder, self.certificate())
         write_atomically(self.folder / "README.md", card)
 
 

@@ -114,7 +114,7 @@ def save_tiny(family: str, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_target() -> Callable[..., Path]:
     """`tiny_target(family, folder, layers=...)` saves a model of that family with its tokenizer."""
     return save_tiny

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from eval.report.plots import SERIES
+from eval.report.published import HEADING, published_section
 from eval.report.sections import roofline_section, speedup_section, time_section, training_section
 from eval.report.style import STYLE
 
@@ -119,6 +120,8 @@ def page(
         f'<span><i style="background: var(--series-{i % SERIES})"></i>{escape(name)}</span>'
         for i, name in enumerate(names)
     )
+    beside = published_section(results)
+    published = f"<h2>{HEADING}</h2>\n{beside}" if beside else ""
     body = f"""{_verdict(verdict)}
 <p class="soft">{escape(_setting(results))}</p>
 <p class="legend">{legend}</p>
@@ -127,6 +130,7 @@ def page(
 bars are 95 % intervals.</p>
 {time_section(results)}
 {speedup_section(results)}
+{published}
 {mapped}
 {roofline_section(results)}
 {training_section(results, names)}

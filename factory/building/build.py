@@ -96,7 +96,10 @@ def _followed(together: Processes) -> list[Artifact]:
 def _jobs(candidates: Sequence[Loaded], out: Path, progress: Progress) -> list[Job]:
     """Every candidate with its inputs. One recipe has one target, so that is looked at once."""
     first = candidates[0]
-    located = locate(first.require_target(), first.recipe.target.revision, progress)
+    try:
+        located = locate(first.require_target(), first.recipe.target.revision, progress)
+    except ModelError as error:
+        raise ModelError(f"{first.document.place(('target', 'model'))}: {error}") from error
     config = read_config(located.folder)
     _require_possible(candidates, config)
     _require_same_sizes(candidates, config)

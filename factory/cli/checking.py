@@ -17,6 +17,7 @@ from factory.progress import shown_progress
 if TYPE_CHECKING:
     from factory.forecasting.estimate import Forecast
     from factory.forecasting.profile import DeviceProfile
+    from factory.hub import NoConfig
     from factory.recipes.recipe import Loaded
 
 
@@ -105,11 +106,25 @@ def _forecasts(candidates: list[Loaded], device: DeviceProfile) -> list[Forecast
             if folder.is_absolute() and (pickles(folder) or weight_files(folder)):  # a config alone is enough here
                 require_complete(folder)
             found.append(forecast_recipe(loaded, device))
+            missing = _missing(loaded) if found[-1] is None else None
+            if missing is not None and missing.final:
+                raise FactoryError(f"{loaded.document.place(('target', 'model'))}: {missing.reason}")
         except FactoryError as error:
             faults |= dict.fromkeys(str(error).splitlines())
     if faults:
         raise FactoryError("\n".join(faults))
     return found
+
+
+def _missing(loaded: Loaded) -> NoConfig | None:
+    """Why the Hub gave no config of a target that is looked for there."""
+    from factory.hub import NoConfig, config_or_reason
+
+    target = loaded.recipe.target
+    if target.model is None or Path(target.model).is_dir():
+        return None
+    found = config_or_reason(target.model, target.revision)
+    return found if isinstance(found, NoConfig) else None
 
 
 def _lines(path: Path, candidates: list[Loaded], forecasts: list[Forecast | None], whole: bool) -> Iterator[str]:
@@ -128,6 +143,9 @@ def _lines(path: Path, candidates: list[Loaded], forecasts: list[Forecast | None
         count += "; every value was checked once, with the others at their first"
     if forecast is None:
         yield f"ok     {path}: {name}: {stages}{count}; {WITHOUT_CONFIG}"
+        missing = _missing(first)
+        if missing is not None:
+            yield f"    {missing.reason}"
     elif several:
         yield f"ok     {path}: {name}: {stages}{count}"
         if whole:

@@ -21,8 +21,12 @@ from factory.progress import shown_progress, step
 @reported
 def evaluate(
     artifacts: Annotated[
-        list[Path],
-        typer.Argument(metavar="ARTIFACTS...", help="drafters, or folders of them", autocompletion=artifact_folders),
+        list[str],
+        typer.Argument(
+            metavar="ARTIFACTS...",
+            help="drafters, folders of them, or user/name on the Hub",
+            autocompletion=artifact_folders,
+        ),
     ],
     plan: Annotated[
         str, typer.Option(metavar="PLAN", help="a shipped plan's name, or a YAML file", autocompletion=plans)
@@ -60,7 +64,7 @@ def evaluate(
 
 
 def _judge(
-    artifacts: list[Path],
+    artifacts: list[str],
     plan: str,
     prompts: Path | None,
     out: Path | None,
@@ -76,12 +80,15 @@ def _judge(
 
     from eval.api import artifacts_of
     from eval.plan import load_plan
+    from factory.publishing.pull import fetched
 
     chosen = load_plan(plan)
-    judged = artifacts_of(artifacts)
+    with shown_progress(quiet) as progress:
+        folders = fetched(artifacts, progress)
+    judged = artifacts_of(folders)
     if mapped and certified:
         raise FactoryError("--map and --certify are two different runs: give one of them")
-    out = out or artifacts[0]
+    out = out or folders[0]
     asked: dict[str, Any] = {"target": target, "out": out, "together": together}
     console = Console(width=None if sys.stdout.isatty() else 160)
     if certified:
@@ -117,12 +124,18 @@ def _judge(
             import eval.evaluation  # noqa: F401 - torch and transformers: only once there is surely something to judge
 
         judgement = judge(judged, plan=chosen, **asked, prompts=prompts, progress=progress)
+    from eval.report.published import compared, published_table
     from eval.report.writing import terminal_table
 
     console.print(terminal_table(judgement.results))
+    beside = published_table(judgement.results)
+    if beside is not None:
+        console.print(beside)
     typer.echo(f"report: {judgement.report}")
     if as_json:
-        typer.echo(json.dumps({"verdict": judgement.verdict, "out": str(out)}))
+        typer.echo(
+            json.dumps({"verdict": judgement.verdict, "out": str(out), "published": compared(judgement.results)})
+        )
 
 
 @app.command()

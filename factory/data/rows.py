@@ -95,8 +95,9 @@ def dataset_rows(name: str, subset: str | None, split: str, wanted: Collection[s
         raise DataError(
             f"data.prompts names the dataset {name}, which needs: pip install 'drafter-factory[datasets]'"
         ) from error
-    if not Path(name).is_dir() and not name.startswith("hf://"):
+    if _is_on_hub(name):
         require_hub_name(name, DataError, "dataset")
+        diagnose(Asked(name, "read", kind="dataset"), DataError)  # at once; the library tries again for long
     datasets.disable_progress_bars()
     quieten("datasets", "fsspec")
     said = dataset_name(name, subset, split)
@@ -118,12 +119,17 @@ def dataset_rows(name: str, subset: str | None, split: str, wanted: Collection[s
             raise _unreachable(name, said, error) from error
 
 
+def _is_on_hub(name: str) -> bool:
+    """Whether it names a repository; the library knows folders, and addresses of its own, too."""
+    return not Path(name).is_dir() and not name.startswith("hf://")
+
+
 def _unreachable(name: str, said: str, error: Exception) -> DataError:
     """What is wrong, as the Hub tells it; else in the words of the library.
 
     The library raises many kinds for "not reachable", "no such split" and "not to be decoded", and drops their causes.
     """
-    if not Path(name).is_dir():
+    if _is_on_hub(name):
         try:
             diagnose(Asked(name, "read", kind="dataset"), DataError)
         except DataError as found:

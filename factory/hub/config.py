@@ -5,64 +5,66 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from factory.errors import ModelError
-from factory.hub.failures import hub_errors
+from factory.hub.failures import failure
 from factory.hub.names import Asked, require_hub_name
 
 TIMEOUT_S = 3.0
 
 
-@functools.cache  # a recipe's candidates have one target, and an unreachable Hub is asked once
+@dataclass(frozen=True)
+class NoConfig:
+    """Why a config.json cannot be had; `final` where the Hub says that there is none, so that a build must fail too."""
+
+    reason: str
+    final: bool
+
+
 def hub_config(model: str, revision: str | None = None) -> dict[str, Any] | None:
     """config.json of a model on the Hub, or None where it cannot be had: not cached and not reachable, gated, no such.
 
     For forecasts only: the build itself pins the revision and says what is wrong.
     """
-    found = _config(model, revision)
-    return found if isinstance(found, dict) else None
+    found = config_or_reason(model, revision)
+    return None if isinstance(found, NoConfig) else found
 
 
-def hub_reason(model: str, revision: str | None = None) -> str:
-    """Why `hub_config` has none; nothing where it has one."""
-    found = _config(model, revision)
-    return found if isinstance(found, str) else ""
-
-
-def _config(model: str, revision: str | None) -> dict[str, Any] | str:
-    """The config, or why it cannot be had."""
+@functools.cache  # a recipe's candidates have one target, and an unreachable Hub is asked once
+def config_or_reason(model: str, revision: str | None = None) -> dict[str, Any] | NoConfig:
+    """The config of a model on the Hub, or why it cannot be had."""
     folder = snapshot(model, revision)
-    text = (folder / "config.json").read_text(encoding="utf-8") if folder is not None else None
-    if text is None:
-        try:
-            text = _asked(model, revision)
-        except ModelError as error:
-            return str(error)
-    try:
-        config = json.loads(text)
-    except ValueError:
-        config = None
-    return config if isinstance(config, dict) else f"{model}: its config.json on the Hub holds no object"
-
-
-def _asked(model: str, revision: str | None) -> str:
-    """What the Hub says that config.json holds. Raises ModelError."""
-    require_hub_name(model)
     asked = Asked(model, "read config.json of", revision=revision)
-    with hub_errors(asked):
-        from huggingface_hub import constants, get_session, hf_hub_url
-        from huggingface_hub.errors import OfflineModeIsEnabled
-        from huggingface_hub.utils import hf_raise_for_status
-        from huggingface_hub.utils._headers import build_hf_headers
+    try:
+        text = _asked(asked) if folder is None else (folder / "config.json").read_text(encoding="utf-8")
+        config = json.loads(text)
+    except ModelError as error:
+        return NoConfig(str(error), final=True)
+    except ValueError:
+        return NoConfig(f"{asked.head}: what lies there is no JSON", final=False)
+    except Exception as error:  # the client raises many kinds
+        final = type(error).__name__ in ("RepositoryNotFoundError", "RevisionNotFoundError", "RemoteEntryNotFoundError")
+        return NoConfig(failure(error, asked, ModelError).args[0], final)
+    return config if isinstance(config, dict) else NoConfig(f"{asked.head}: it holds no object", final=False)
 
-        if constants.HF_HUB_OFFLINE:
-            raise OfflineModeIsEnabled
-        url = hf_hub_url(model, "config.json", revision=revision)
-        answer = get_session().get(url, headers=build_hf_headers(), timeout=TIMEOUT_S, follow_redirects=True)
-        hf_raise_for_status(answer)
-        return str(answer.text)
+
+def _asked(asked: Asked) -> str:
+    """What the Hub says that config.json holds. Raises ModelError where that is no name, else as the client does."""
+    require_hub_name(asked.repository)
+    from huggingface_hub import constants, get_session, hf_hub_url
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils._http import hf_raise_for_status
+
+    if constants.HF_HUB_OFFLINE:
+        raise OfflineModeIsEnabled
+    url = hf_hub_url(asked.repository, "config.json", revision=asked.revision)
+    answer = get_session().get(url, headers=build_hf_headers(), timeout=TIMEOUT_S, follow_redirects=True)
+    hf_raise_for_status(answer)
+    return str(answer.text)
 
 
 def snapshot(model: str, revision: str | None = None) -> Path | None:

@@ -59,16 +59,19 @@ def download(
 
 
 def diagnose(asked: Asked, raises: type[FactoryError]) -> None:
-    """Raises what is wrong with a repository that another library could not read; nothing where the Hub gives it out.
+    """Raises what is wrong with a repository that another library is to read; nothing where the Hub gives it out.
 
     What a gated repository holds may be listed by everyone, so one of its files is asked for too.
     """
     from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 
     with hub_errors(asked, raises):
-        info = HfApi().repo_info(asked.repository, repo_type=asked.kind, revision=asked.revision, timeout=ANSWER_S)
-        for file in (info.siblings or [])[:1]:
-            url = hf_hub_url(asked.repository, file.rfilename, repo_type=asked.kind, revision=asked.revision)
+        info: Any = HfApi().repo_info(asked.repository, repo_type=asked.kind, revision=asked.revision, timeout=ANSWER_S)
+        names = sorted(
+            (file.rfilename for file in info.siblings or []), key=lambda name: name.startswith((".", "README"))
+        )
+        for name in names[:1]:
+            url = hf_hub_url(asked.repository, name, repo_type=asked.kind, revision=asked.revision)
             get_hf_file_metadata(url, timeout=ANSWER_S)
 
 
@@ -93,7 +96,7 @@ def _cached(where: dict[str, Any], wanted: dict[str, Any]) -> tuple[Path | None,
 def _missing_bytes(asked: Asked, info: Any, wanted: dict[str, Any]) -> int:
     """Bytes of the wanted files that the cache has not."""
     from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub.utils._paths import filter_repo_objects
 
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     return sum(

@@ -33,11 +33,16 @@ def hub_errors(asked: Asked, raises: type[FactoryError] = ModelError) -> Iterato
     except FactoryError:
         raise
     except Exception as error:  # the client raises three dozen kinds, and what lies below it more
-        full = next((one for one in chain(error) if isinstance(one, OSError) and one.errno in FULL), None)
-        if full is not None:
-            raise DiskError(f"{asked.head}: {_full(full)}") from None
         # What the client raised may hold what was sent, so it is not kept as a cause either.
-        raise raises(without_token(f"{asked.head}: {told(error, asked)}")) from None
+        raise failure(error, asked, raises) from None
+
+
+def failure(error: Exception, asked: Asked, raises: type[FactoryError] = ModelError) -> FactoryError:
+    """What to raise in its place: of the kind `raises`, or a DiskError for a full disk."""
+    full = next((one for one in chain(error) if isinstance(one, OSError) and one.errno in FULL), None)
+    if full is not None:
+        return DiskError(f"{asked.head}: {_full(full)}")
+    return raises(without_token(f"{asked.head}: {told(error, asked)}"))
 
 
 def told(error: BaseException, asked: Asked) -> str:
@@ -154,7 +159,7 @@ def _unreached(asked: Asked) -> str:
     if asked.writes:
         return mend
     part = "only a part of it is" if asked.partly else "it is not"
-    return f"{part} in this machine's cache: {mend}, or download it beforehand: `{asked.command}`"
+    return f"{part} in this machine's cache: {mend}, or download it where there is one: `{asked.command}`"
 
 
 def _gated(asked: Asked, page: str) -> str:
@@ -194,6 +199,8 @@ def _wrong_token() -> str:
 def _answered(status: int, error: BaseException, asked: Asked) -> str:
     if status == 401:
         return _wrong_token() if _token() else f"the Hub wants to know who asks; {_LOG_IN}"
+    if status == 403 and not _token():
+        return f"it is not for everyone; {_LOG_IN}"
     if status == 403:
         right = "write to it" if asked.writes else "read it"
         return f"the token of {_source()} may not {right}; give it that right at {_endpoint()}/settings/tokens"
@@ -209,8 +216,8 @@ def _answered(status: int, error: BaseException, asked: Asked) -> str:
 def _full(error: OSError) -> str:
     reason = error.strerror or os.strerror(error.errno or errno.ENOSPC)
     return (
-        f"{error.filename or _cache()}: {reason}; make room there, or let HF_HOME name a folder on a larger disk, and run "
-        "the same command again: files that are whole are kept"
+        f"{error.filename or _cache()}: {reason}; make room there, or let HF_HOME name a folder on a larger disk, and "
+        "run the same command again: files that are whole are kept"
     )
 
 

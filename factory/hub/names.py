@@ -47,13 +47,14 @@ def is_hub_name(text: str) -> bool:
 
 
 def require_hub_name(text: str, raises: type[FactoryError] = ModelError, what: str = "model") -> None:
-    """Raises where it is no name that the Hub could have: a path to nothing, a file, or other letters than names have."""
+    """Raises where the Hub could have no such name: a path to nothing, a file, other letters than names have."""
     path = Path(text).expanduser()
     if path.is_file():
         raise raises(f"{text}: a file, where a folder or a name on the Hub is wanted; give the folder that it lies in")
     if _like_a_path(text):
         raise raises(f"{text}: no such folder{meant(text)}; give one that exists, or the {what}'s name on the Hub")
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(text)

@@ -38,9 +38,12 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing is printed: `hub.requests` has it."""
 
     def _handle(self) -> None:
+        self.read_bytes = 0
+        if not self.hub.listens:  # a connection that was kept alive
+            self._cut()
+            return
         parts = urlsplit(self.path)
         self.query = parse_qs(parts.query)
-        self.read_bytes = 0
         self.body: bytes | None = None
         matched = (
             (route, found)
@@ -55,6 +58,9 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if route != "upload":  # that one may break off while it reads
                 self._body()
+            if self.hub.meanwhile and self.hub.meanwhile[0] in self.path:
+                happens, self.hub.meanwhile = self.hub.meanwhile[1], None
+                happens()
             if self.hub.answer and self.hub.answer[0] in self.path:
                 raise RefusalError(self.hub.answer[1], "said by the test")
             groups = {key: unquote(value) for key, value in found.groupdict().items() if value is not None}
@@ -252,7 +258,13 @@ class Handler(BaseHTTPRequestHandler):
         summary = repository.commits[repository.refs[f"refs/pr/{number}"]].summary
         facts = {"title": summary, "num": number, "status": "open", "createdAt": "2026-01-01T00:00:00.000Z"}
         named = {"name": repository.name, "type": repository.kind}
-        return {**facts, "isPullRequest": True, "author": {"name": "someone"}, "repo": named, "events": []}
+        return {
+            **facts,
+            "isPullRequest": True,
+            "author": {"name": repository.authors[number]},
+            "repo": named,
+            "events": [],
+        }
 
     # -- files out
 
@@ -356,7 +368,9 @@ class Handler(BaseHTTPRequestHandler):
         except MalformedError as error:
             raise RefusalError(400, str(error)) from None
         made = {"success": True, "commitOid": oid, "commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "hookOutput": ""}
-        number = ref.rsplit("/", 1)[1] if ref else None
+        number = int(ref.rsplit("/", 1)[1]) if ref else 0
+        if ref and self.user:
+            repository.authors[number] = self.user.name
         self._json({**made, "pullRequestUrl": f"{self.hub.url}/{name}/discussions/{number}" if ref else None})
 
 

@@ -10,12 +10,14 @@ switched off both ways, since its protocol is not spoken here.
 
 Who may do what: `hub.tokens` maps tokens to `User`s; a user writes in the namespaces of `writes`. A `Repository` may be
 private or gated. Faults: `cut_upload` and `cut_download` break connections, `answer` gives one status to everything
-whose path holds a text. `hub.requests` has every request, with whether a token came along, never the token.
+whose path holds a text; `meanwhile` is called before the first request whose path holds a text is answered, as if
+somebody else were at work. `hub.requests` has every request, with whether a token came along, never the token.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -58,7 +60,9 @@ class HubServer:
         self.cut_upload: Cut | None = None
         self.cut_download: Cut | None = None
         self.answer: tuple[str, int] | None = None
+        self.meanwhile: tuple[str, Callable[[], object]] | None = None
         self.lock = threading.RLock()
+        self.listens = True
         self._server: ThreadingHTTPServer | None = None
 
     def __enter__(self) -> HubServer:
@@ -69,9 +73,14 @@ class HubServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.shutdown()
-        self._server.server_close()
+        self.stop()
+
+    def stop(self) -> None:
+        """Be gone, with all connections; a second time does nothing."""
+        if self.listens and self._server is not None:
+            self.listens = False
+            self._server.shutdown()
+            self._server.server_close()
 
     @property
     def url(self) -> str:

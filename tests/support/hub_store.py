@@ -105,6 +105,7 @@ class Repository:
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)  # branch, or refs/pr/1, to commit
     objects: dict[str, bytes] = field(default_factory=dict)  # LFS objects that arrived, committed or not
+    authors: dict[int, str] = field(default_factory=dict)  # of pull requests
 
     def __post_init__(self) -> None:
         lines = [f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES]
