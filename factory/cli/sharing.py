@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from factory.cli.shell import JsonOption, QuietOption, app, reported
-from factory.progress import shown_progress
+from factory.cli.completion import artifact_folders
+from factory.cli.shell import JsonOption, QuietOption, VerboseOption, app, reported
+from factory.progress import shown_progress, step
 from factory.wording import size
 
 if TYPE_CHECKING:
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 @app.command()
 @reported
 def publish(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="a drafter's folder, evaluated")],
+    artifact: Annotated[
+        Path,
+        typer.Argument(metavar="ARTIFACT", help="a drafter's folder, evaluated", autocompletion=artifact_folders),
+    ],
     to: Annotated[str, typer.Option("--to", metavar="USER/NAME", help="the repository on the Hub")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="list every file; no network, no token")] = False,
     revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="publish to a branch, made if need be")] = None,
@@ -37,24 +42,32 @@ def publish(
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Publish a drafter on the Hugging Face Hub, with a card of what was measured.
 
     Only one that was evaluated, is lossless, and is surely faster. The token is that of `hf auth login`, or HF_TOKEN.
     """
     from factory.artifact import Artifact
-    from factory.publishing.publish import Wishes, prepared
-    from factory.publishing.upload import Place, send
+    from factory.publishing.publish import Wishes, passed, prepared
+    from factory.publishing.upload import Place, send, sign_in
 
-    wishes = Wishes(license_name, base_model, even_if_slower)
-    with prepared(Artifact.open(artifact), to, wishes, network=not dry_run) as publication:
+    opened, wishes = Artifact.open(artifact), Wishes(license_name, base_model, even_if_slower)
+    place = Place(to, revision, pull_request, private, message)
+    with ExitStack() as stack:
+        with shown_progress(quiet) as progress:
+            standing = passed(opened, to, wishes, progress)
+            account = "" if dry_run else sign_in(place)
+            with step(progress, "preparing the card"):
+                preparing = prepared(opened, to, standing, wishes, network=not dry_run)
+                publication = stack.enter_context(preparing)
         for note in publication.notes:
             typer.echo(f"note: {note}", err=True)
         if dry_run:
             _list(publication, as_json)
             return
         with shown_progress(quiet) as progress:
-            sent = send(publication.entries, Place(to, revision, pull_request, private, message), progress)
+            sent = send(publication.entries, place, account, progress)
     if sent.changed:
         removed = f", {sent.removed} removed" if sent.removed else ""
         typer.echo(f"published: {sent.files} files, {size(sent.bytes)}{removed}, in one commit {sent.commit[:12]}")
@@ -90,6 +103,7 @@ def pull(
     out: Annotated[Path, typer.Option(metavar="DIR", help="the folder that gets DIR/NAME")] = Path("artifacts"),
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Fetch a published drafter, every file compared with its manifest. Done again, it goes on, or does nothing."""
     from factory.publishing.pull import pull as pull_drafter

@@ -14,7 +14,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs/terminal.md").read_text(enco
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 OPTIONS = {name: {flag for one in command.params for flag in one.opts} for name, command in COMMANDS.items()}
 # The rest is over at once, or talks.
-LONG = ("build", "eval", "report", "doctor", "convert")
+LONG = ("build", "eval", "report", "doctor", "convert", "publish", "pull")
 
 
 def test_long_commands_have_the_options_that_the_page_promises() -> None:
