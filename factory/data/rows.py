@@ -14,6 +14,7 @@ from typing import Any
 from factory.errors import DataError
 from factory.files.json_reading import NotJsonError, json_kind, parse_json
 from factory.hub import Asked, diagnose, first_line, require_hub_name, without_token
+from factory.logs import quieten
 
 _SUCH = '{"prompt": "..."}'
 FILE_KINDS = (".txt", ".jsonl", ".parquet")
@@ -101,6 +102,7 @@ def dataset_rows(name: str, subset: str | None, split: str, wanted: Collection[s
         require_hub_name(name, DataError, "dataset")
         diagnose(Asked(name, "read", kind="dataset"), DataError)  # at once; the library tries again for long
     datasets.disable_progress_bars()
+    quieten("datasets", "fsspec")
     said = dataset_name(name, subset, split)
     try:
         stream = datasets.load_dataset(name, subset, split=split, streaming=True)
