@@ -21,6 +21,7 @@ from eval.report.guide import GUIDE
 from eval.report.headline import hardware_words, headline
 from eval.report.heatmap import cells_table, map_charts, map_rules
 from eval.report.page import Section, page
+from eval.report.published import HEADING, published_section
 from eval.report.tables import (
     candidates_table,
     parity_table,
@@ -51,6 +52,7 @@ def report(results: Results, mapped: dict[str, Any] | None, certificates: Sequen
     sections = [
         Section("front", "Size and speed", "What size and cost buy", _figures(found, "size", "cost")),
         Section("speedups", "Speedup", "How many tokens to propose, and on which text", _speedups(results, found)),
+        Section("published", "Published", HEADING, published_section(results)),
         Section("accepted", "Accepted tokens", "How many proposals stand", _accepted(results)),
         Section("time", "Where time goes", "Where the time goes", _spent(found)),
         Section(

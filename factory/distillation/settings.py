@@ -13,6 +13,8 @@ class _Setting(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+MOST_EPOCHS = 1_000_000
+
 Weight = float | tuple[tuple[float, float], ...]
 """A number, or a schedule: straight lines between points [share of the steps, weight], flat outside them."""
 
@@ -60,8 +62,8 @@ LossKind = Literal[
 class LossTerm(_Setting):
     """One loss and its weight over the training."""
 
-    kind: LossKind
-    weight: SoundWeight = 1.0
+    kind: LossKind = Field(description="which loss")
+    weight: SoundWeight = Field(default=1.0, description="a number, or a schedule: [[share of the steps, weight], ...]")
     beta: float | None = Field(default=None, gt=0, lt=1, description="of jsd: weight of the target in the mixture, 0.5")
     eta: float | None = Field(default=None, gt=0, description="of lk_hybrid: how soon TV takes over from KL, 3.0")
 
@@ -88,7 +90,9 @@ class OnPolicy(_Setting):
     """
 
     share: SoundWeight = Field(description="share of a step's rows that the drafter writes, or its schedule")
-    begin: Literal["prompt", "anywhere"] = "anywhere"
+    begin: Literal["prompt", "anywhere"] = Field(
+        default="anywhere", description="where it begins: behind a prompt, or at a random place within an answer"
+    )
     new_tokens: int = Field(default=8, ge=1, description="longest roll-out")
     temperature: float = Field(default=1.0, ge=0, description="of the drafter's writing")
     decay: float = Field(default=1.0, gt=0, le=1, description="weight of position i is decay to the power of i")
@@ -96,7 +100,7 @@ class OnPolicy(_Setting):
     @model_validator(mode="after")
     def _is_a_share(self) -> OnPolicy:
         if largest(self.share) > 1:
-            raise ValueError("share: at most 1, all rows of a step")
+            raise ValueError("share: must be at most 1, which is all rows of a step")
         if largest(self.share) == 0:
             raise ValueError("share: never above 0, so nothing is ever written; remove on_policy")
         return self
@@ -110,7 +114,9 @@ class Selection(_Setting):
     """
 
     keep: float = Field(gt=0, lt=1, description="share of the answer tokens that are learned from")
-    reference_epochs: float = Field(default=1.0, gt=0, description="passes over the text that the reference gets")
+    reference_epochs: float = Field(
+        default=1.0, gt=0, le=MOST_EPOCHS, description="passes over the text that the reference gets"
+    )
 
 
 def kept_of(keep: float, tokens: int) -> int:
@@ -156,14 +162,16 @@ class Distillation(_Setting):
     drawn: int = Field(default=16, ge=0, description="tokens drawn to stand for all others; 0: others are one outcome")
     on_policy: OnPolicy | None = None
     select: Selection | None = None
-    epochs: float = Field(default=1.0, gt=0, description="passes over the training text; fractions allowed")
+    epochs: float = Field(
+        default=1.0, gt=0, le=MOST_EPOCHS, description="passes over the training text; fractions allowed"
+    )
     lr: float = Field(default=5e-4, gt=0, description="peak learning rate")
     warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the steps that warm up")
     final_lr: float = Field(default=0.1, ge=0, le=1, description="end of the cosine, as a share of lr")
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw", description="muon: for the layers' matrices; all else stays with adamw"
     )
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="of the optimizer; 0: none")
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     ema: float = Field(default=0.0, ge=0, lt=1, description="decay of a running mean of the weights; 0: none")
     freeze: tuple[Literal["embedding", "head", "norms", "layers"], ...] = Field(
