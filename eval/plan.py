@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from factory.errors import RecipeError
-from factory.files.documents import Document, did_you_mean, read, validate
+from factory.files.documents import Document, did_you_mean, given, read, validate
 
 PLANS = Path(__file__).resolve().parent / "plans"
 
@@ -18,23 +28,27 @@ Rows = Annotated[int, Field(ge=1, le=64)]
 Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 
 
+_SIZE = r"[0-9]+(\.[0-9]+)?[KMG]i?B"
+_SIZES: Any = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": f"^{_SIZE}$"}]}
+_DEVICE = "auto|cpu|cuda(:[0-9]+)?"
+
+
 def _size(value: int | str) -> int | str:
     if str(value).startswith("-") or (isinstance(value, str) and not re.fullmatch(_SIZE, value)):
         raise ValueError(f"{value} is no size; write bytes, or text such as 9GiB")
     return value
 
 
-_SIZE = r"[0-9]+(\.[0-9]+)?[KMG]i?B"
-Size = Annotated[int | str, AfterValidator(_size)]
+Size = Annotated[int | str, AfterValidator(_size), WithJsonSchema(_SIZES)]
 
 
 def _device(name: str) -> str:
-    if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", name):
+    if not re.fullmatch(_DEVICE, name):
         raise ValueError(f"'{name}' is no device here: write auto, cpu, cuda, or one GPU such as cuda:1")
     return name
 
 
-Device = Annotated[str, AfterValidator(_device)]
+Device = Annotated[str, AfterValidator(_device), WithJsonSchema({"type": "string", "pattern": f"^({_DEVICE})$"})]
 
 
 class EvalPlan(BaseModel):
@@ -43,47 +57,80 @@ class EvalPlan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     suites: tuple[str, ...] = Field(
-        default=("code", "stories"), min_length=1
-    )  # shipped suites; `--prompts FILE` replaces them
-    prompts: int = Field(default=16, ge=2)  # of each suite, to choose by
-    confirm_prompts: int = Field(default=16, ge=2)  # of each suite, others than those, for the verdict
-    warmup_prompts: int = Field(default=4, ge=1)  # untimed, with the observer: warms up and measures the overlap
-    max_new_tokens: int = Field(default=128, ge=2)
-    ks: tuple[Guesses, ...] = Field(default=(2, 3, 4, 6), min_length=1)
-    auto_k: bool = False  # also let every drafter's k be chosen anew in each round
-    lookup_ks: tuple[Guesses, ...] = Field(default=(4,), min_length=1)  # the free baseline, so never without
-    raw_ks: tuple[Guesses, ...] = Field(default=(4,), min_length=1)  # drafters as they were before training
-    temperatures: tuple[Temperature, ...] = Field(default=(0.0, 1.0), min_length=1)
-    batches: tuple[Rows, ...] = Field(default=(1,), min_length=1)  # prompts at a time; the first decides the verdict
-    map_batches: tuple[Rows, ...] = Field(default=(1, 2, 4, 8), min_length=1)  # of `--map`, as are the next three
-    map_contexts: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(64, 256), min_length=1)  # tokens of prompt
-    map_samples: int = Field(default=6, ge=2)  # batches timed in each cell
-    map_new_tokens: int = Field(default=32, ge=2)
-    top_k: int = Field(default=0, ge=0)  # 0 = off
-    top_p: float = Field(default=1.0, gt=0, le=1)  # 1 = off
-    min_p: float = Field(default=0.0, ge=0, le=1)  # 0 = off, as for the rest but where it says otherwise
-    repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)  # 1 = off
-    frequency_penalty: float = Field(default=0.0, allow_inf_nan=False)
-    presence_penalty: float = Field(default=0.0, allow_inf_nan=False)
-    no_repeat_ngram_size: int = Field(default=0, ge=0)
-    min_new_tokens: int = Field(default=0, ge=0)
-    repeats: int = Field(default=3, ge=1)
-    confirm_repeats: int = Field(default=3, ge=1)
-    parity_prompts: int = Field(default=8, ge=1)  # all suites together
-    parity_new_tokens: int = Field(default=64, ge=2)
-    seed: int = Field(default=0, ge=0)
-    device: Device = "auto"
-    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
-    reader: Literal["auto", "eager", "lean", "packed", "compiled", "graphed"] = (
-        "auto"  # how the target runs, alone and verifying
+        default=("code", "stories"), min_length=1, description="shipped suites; `--prompts FILE` replaces them"
     )
-    drafter_reader: Literal["auto", "eager", "lean", "packed", "packed-int8", "compiled", "graphed"] = "auto"
-    threads: int | None = Field(default=None, ge=1, le=4096)  # None = as torch finds it
-    # The target over several GPUs of one process, or over several processes, and the drafters beside it.
-    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
-    max_memory: dict[str, Size] | None = None  # of device_map: a GPU's number or cpu -> bytes, or such as 9GiB
-    tensor_parallel: bool = False  # the launched processes hold one target together, in place of one each
-    drafter_device: Device = "auto"  # auto = the target's first
+    prompts: int = Field(default=16, ge=2, description="of each suite, to choose by")
+    confirm_prompts: int = Field(default=16, ge=2, description="of each suite, others than those, for the verdict")
+    warmup_prompts: int = Field(
+        default=4, ge=1, description="untimed, with the observer: warms up and measures the overlap"
+    )
+    max_new_tokens: int = Field(default=128, ge=2, description="longest output")
+    ks: tuple[Guesses, ...] = Field(
+        default=(2, 3, 4, 6), min_length=1, description="guesses a round that every drafter is tried at"
+    )
+    auto_k: bool = Field(default=False, description="also let every drafter's k be chosen anew in each round")
+    lookup_ks: tuple[Guesses, ...] = Field(
+        default=(4,), min_length=1, description="of prompt lookup: the free baseline, so never without"
+    )
+    raw_ks: tuple[Guesses, ...] = Field(
+        default=(4,), min_length=1, description="of drafters as they were before training"
+    )
+    temperatures: tuple[Temperature, ...] = Field(default=(0.0, 1.0), min_length=1, description="0 is greedy")
+    batches: tuple[Rows, ...] = Field(
+        default=(1,), min_length=1, description="prompts at a time; the first decides the verdict"
+    )
+    map_batches: tuple[Rows, ...] = Field(
+        default=(1, 2, 4, 8), min_length=1, description="of `--map`: prompts at a time"
+    )
+    map_contexts: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(64, 256), min_length=1, description="of `--map`: tokens of prompt"
+    )
+    map_samples: int = Field(default=6, ge=2, description="of `--map`: batches timed in each cell")
+    map_new_tokens: int = Field(default=32, ge=2, description="of `--map`: longest output")
+    top_k: int = Field(default=0, ge=0, description="sample from the likeliest tokens only; 0: off")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="sample from the likeliest tokens of that share only; 1: off"
+    )
+    min_p: float = Field(default=0.0, ge=0, le=1, description="least probability, as a share of the likeliest; 0: off")
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="on logits of tokens that stand there already; 1: off"
+    )
+    frequency_penalty: float = Field(
+        default=0.0, allow_inf_nan=False, description="off a logit for each time its token was written; 0: off"
+    )
+    presence_penalty: float = Field(
+        default=0.0, allow_inf_nan=False, description="off a logit once its token was written; 0: off"
+    )
+    no_repeat_ngram_size: int = Field(default=0, ge=0, description="no n-gram of that length comes twice; 0: off")
+    min_new_tokens: int = Field(default=0, ge=0, description="no text ends before; 0: off")
+    repeats: int = Field(default=3, ge=1, description="times that each output is timed, to choose by")
+    confirm_repeats: int = Field(default=3, ge=1, description="times that each output is timed, for the verdict")
+    parity_prompts: int = Field(
+        default=8, ge=1, description="whose outputs are compared with the target's; all suites together"
+    )
+    parity_new_tokens: int = Field(default=64, ge=2, description="longest output that is compared")
+    seed: int = Field(default=0, ge=0, description="of all that is random")
+    device: Device = Field(default="auto", description="auto, cpu, cuda, or one GPU such as cuda:1")
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="auto: float32 on a CPU, bfloat16 on CUDA"
+    )
+    reader: Literal["auto", "eager", "lean", "packed", "compiled", "graphed"] = Field(
+        default="auto", description="how the target runs, alone and verifying; auto: the fastest here"
+    )
+    drafter_reader: Literal["auto", "eager", "lean", "packed", "packed-int8", "compiled", "graphed"] = Field(
+        default="auto", description="how drafters run; auto: the fastest here"
+    )
+    threads: int | None = Field(default=None, ge=1, le=4096, description="of the CPU; as torch finds them")
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = Field(
+        default=None, description="lays the target over several GPUs of one process"
+    )
+    max_memory: dict[str, Size] | None = Field(
+        default=None, description="of device_map: a GPU's number or cpu -> bytes, or such as 9GiB"
+    )
+    tensor_parallel: bool = Field(
+        default=False, description="the launched processes hold one target together, in place of one each"
+    )
+    drafter_device: Device = Field(default="auto", description="auto: the target's first")
 
     _document: Document | None = PrivateAttr(default=None)  # the file that it was read from
 
@@ -127,18 +174,23 @@ def shipped_plans() -> list[str]:
     return sorted(path.stem for path in PLANS.glob("*.yaml"))
 
 
-def load_plan(source: str | Path | None) -> EvalPlan:
-    """A shipped plan by its name, or a plan file by its path; None is `default`.
+def load_plan(source: str | Path | Mapping[str, Any] | None) -> EvalPlan:
+    """A shipped plan by its name, or a plan file by its path, or what would stand in one; None is `default`.
 
     Raises RecipeError with every fault as `file:line: key: what is wrong`.
     """
+    if isinstance(source, Mapping):
+        return _of(given(source, "plan"))
     name = "default" if source is None else str(source)
     path = PLANS / f"{name}.yaml" if name in shipped_plans() else Path(name)
     if not path.is_file():
         found = "a folder" if name and path.is_dir() else "no such file"
         meant = did_you_mean(name, shipped_plans()) or f"; give a path, or one of: {', '.join(shipped_plans())}"
         raise RecipeError(f"plan {name or repr(name)}: {found}{meant}")
-    document = read(path, example="ks: [2, 4]")
+    return _of(read(path, example="ks: [2, 4]"))
+
+
+def _of(document: Document) -> EvalPlan:
     plan = validate(document, EvalPlan)
     plan._document = document
     return plan

@@ -7,25 +7,31 @@
            manifest.json   written last and atomically: its existence means complete; sha256 of all the former
            evals/*.json    each with the digest of the manifest it measured
            certificate.json  of losslessness: with its own digest and that of the manifest it is about
+           pulled.json     of one that was published: from which repository and commit, with which evaluations
            README.md       the card, always regenerated
 
 Opening checks that the folder is complete; `verify` reads every byte. Nothing here knows how a
-drafter is made or measured.
+drafter is made or measured. An evaluation that is kept changes one thing in model/: generation_config.json
+gets the k that was measured to be best, which `verify` looks past.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from factory import assisted
 from factory.card import draw
 from factory.errors import ArtifactError
+from factory.evidence import best_row
 from factory.files.atomic import write_atomically
 from factory.files.disk import disk_errors
 from factory.files.json_reading import NotJsonError, read_json
 from factory.models.placement import WHOLE, Placement
+from factory.progress import Progress, bytes_shown, silent, step
 from factory.provenance import sha256_file, sha256_text
 
 if TYPE_CHECKING:
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 CERTIFICATE = "certificate.json"
+PULLED = "pulled.json"
 # What of a manifest every reader relies on, and its kind.
 _FACTS: dict[str, type | tuple[type, ...]] = {
     **{"name": str, "raw": bool, "dtype": str, "parameters": int, "bytes_on_disk": int},
@@ -81,17 +88,36 @@ class Artifact:
         """The Hugging Face folder."""
         return self.folder / "model"
 
-    def verify(self) -> None:
+    def verify(self, progress: Progress = silent) -> None:
         """Compare every file with the manifest. Raises ArtifactError naming all that differ."""
+        faults = self.faults(progress)
+        if faults:
+            before = self.pulled()
+            again = f"`factory pull {before['repository']}`" if before else "its `factory build`"
+            raise ArtifactError("\n".join([*faults, f"remove {self.folder} and run {again} again"]))
+
+    def faults(self, progress: Progress = silent) -> list[str]:
+        """Every file that is not what the manifest says."""
+        there = [path for name in self.manifest["files"] if (path := self.folder / name).is_file()]
+        more = bytes_shown(progress, f"checking {self.name}", sum(path.stat().st_size for path in there))
         faults = []
         for relative, digest in self.manifest["files"].items():
             path = self.folder / relative
             if not path.is_file():
                 faults.append(f"{path}: missing")
-            elif sha256_file(path) != digest:
+            elif sha256_file(path, more) != digest and not _same_but_k(path, digest):
                 faults.append(f"{path}: damaged (its sha256 is not the manifest's)")
-        if faults:
-            raise ArtifactError("\n".join([*faults, f"remove {self.folder} and run its `factory build` again"]))
+        return faults
+
+    def pulled(self) -> dict[str, Any] | None:
+        """`repository`, `commit`, the target's name there (`base_model`) and `evals`, the names of the evaluations that
+        came with it; None where it was built here."""
+        try:
+            record = json.loads((self.folder / PULLED).read_text(encoding="utf-8"))
+            known = {key: record[key] for key in ("repository", "commit", "base_model", "evals")}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return known if isinstance(known["evals"], list) else None
 
     def load_model(self, dtype: torch.dtype, device: str) -> PreTrainedModel:
         """The drafter."""
@@ -106,7 +132,12 @@ class Artifact:
         return load_tokenizer(self.model_folder)
 
     def load_target(
-        self, override: str | None, dtype: torch.dtype, device: str, placement: Placement = WHOLE
+        self,
+        override: str | None,
+        dtype: torch.dtype,
+        device: str,
+        placement: Placement = WHOLE,
+        progress: Progress = silent,
     ) -> PreTrainedModel:
         """The target it was made from. Raises ArtifactError where the weights are not the same."""
         from factory.models.loading import load_model, require_finite
@@ -115,40 +146,71 @@ class Artifact:
         made_from = self.manifest["target"]
         source = override or made_from["path"] or made_from["model"]
         if override is None and made_from["path"] and not Path(made_from["path"]).is_dir():
-            raise ArtifactError(f"{self.folder}: its target {made_from['path']} is gone; name it with --target")
-        located = locate(source, None if override else made_from["revision"])
-        if model_identity(located.folder, self.folder.parent / ".cache" / "identity.json") != made_from["identity"]:
+            source = (self.pulled() or {}).get("base_model")  # what its publisher says is the same model on the Hub
+            if not source:
+                raise ArtifactError(f"{self.folder}: its target {made_from['path']} is gone; name it with --target")
+        located = locate(source, None if override else made_from["revision"], progress)
+        known = self.folder.parent / ".cache" / "identity.json"
+        if model_identity(located.folder, known, progress) != made_from["identity"]:
             raise ArtifactError(
                 f"{self.folder}: made from {made_from['model']}, but weights, config or tokenizer in {located.folder} "
                 "are not the same; name the right target with --target, or build the drafter again"
             )
-        target = load_model(located.folder, dtype=dtype, device=device, placement=placement)
-        require_finite(target)
+        with step(progress, "loading the target"):
+            target = load_model(located.folder, dtype=dtype, device=device, placement=placement)
+            require_finite(target)
         return target
 
     def evals(self) -> list[dict[str, Any]]:
         """Every evaluation of this very manifest, oldest first."""
-        files = sorted((self.folder / "evals").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        found = []
-        for path in files:
+        return list(self.eval_files().values())
+
+    def eval_files(self) -> dict[Path, dict[str, Any]]:
+        """Those evaluations by the files that hold them, oldest first."""
+        digest, found = self.manifest_digest(), {}
+        for path in (self.folder / "evals").glob("*.json"):
             with contextlib.suppress(NotJsonError):  # a damaged record is no measurement
-                found.append(read_json(path))
-        digest = self.manifest_digest()
-        return [result for result in found if isinstance(result, dict) and result.get("manifest_sha256") == digest]
+                result = read_json(path)
+                if isinstance(result, dict) and result.get("manifest_sha256") == digest:
+                    found[path] = result
+        # Records of earlier versions do not say when they were kept; and where one was copied, its file does not.
+        kept = {path: (str(result.get("kept_at") or ""), path.stat().st_mtime_ns) for path, result in found.items()}
+        return {path: found[path] for path in sorted(found, key=kept.__getitem__)}
 
     def manifest_digest(self) -> str:
         """sha256 of manifest.json: pins all that an evaluation measured."""
         return sha256_file(self.folder / "manifest.json")
 
     def write_eval(self, results: dict[str, Any]) -> Path:
-        """Keep an evaluation under its own digest, and draw the card again."""
-        record = {"manifest_sha256": self.manifest_digest(), **results}
+        """Keep an evaluation under its own digest, let the generation settings carry its k, and draw the card again."""
+        kept_at = datetime.now(UTC).isoformat(timespec="microseconds")
+        record = {**results, "manifest_sha256": self.manifest_digest(), "kept_at": kept_at}
         text = json.dumps(record, indent=1, sort_keys=True)
         path = self.folder / "evals" / f"{sha256_text(text)[:12]}.json"
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, text)
+        settings = self.generation_settings()
+        if settings is not None:
+            write_atomically(self.model_folder / assisted.NAME, settings)
         self.write_card()
         return path
+
+    def generation_settings(self) -> str | None:
+        """generation_config.json with the best k of the last evaluation.
+
+        None where there is no such k, or where the settings are so written that `verify` could not look past it.
+        """
+        evals = self.evals()
+        row = best_row(evals[-1], self.name) if evals else None
+        path = self.model_folder / assisted.NAME
+        digest = self.manifest["files"].get(f"model/{assisted.NAME}")
+        if row is None or (digest is not None and not _same_but_k(path, digest)):
+            return None
+        try:
+            config = json.loads((self.model_folder / "config.json").read_text(encoding="utf-8"))
+            return assisted.with_k(path.read_text(encoding="utf-8") if digest else None, row["k"], config)
+        except (OSError, ValueError):
+            return None
 
     def certificate(self) -> dict[str, Any] | None:
         """The certificate as it was written, and in `current` whether it is about this very manifest.
@@ -177,15 +239,15 @@ class Artifact:
             self.write_card()
         return path
 
-    def write_card(self) -> None:
-        """README.md: what it is, how it was made, what was measured and certified.
+    def write_card(self, named: Path | None = None) -> None:
+        """README.md: what it is, how it was made, what was measured and certified. `named`: where it will lie.
 
         Raises ArtifactError where an evaluation of it cannot be told.
         """
         recipe = (self.folder / "resolved.yaml").read_text(encoding="utf-8")
         evals = self.evals()
         try:
-            card = draw(self.manifest, evals, recipe, self.folder, self.certificate())
+            card = draw(self.manifest, evals, recipe, named or self.folder, self.certificate())
         except (KeyError, TypeError) as error:
             if not evals:
                 raise
@@ -194,6 +256,16 @@ class Artifact:
                 "move it away, and judge the drafter again"
             ) from error
         write_atomically(self.folder / "README.md", card)
+
+
+def _same_but_k(path: Path, digest: str) -> bool:
+    """Whether these are the generation settings that the digest is of, but for the k that an evaluation wrote there."""
+    if path.name != assisted.NAME:
+        return False
+    try:
+        return sha256_text(assisted.without_k(path.read_text(encoding="utf-8"))) == digest
+    except (OSError, ValueError):
+        return False
 
 
 def _certificate_digest(record: dict[str, Any]) -> str:

@@ -33,9 +33,9 @@ def draw(
         f"| parameters | {made['parameters']:,} (target {made['target']['parameters']:,}) |",
         f"| layers | {made['shape']['layers']} (target {made['target_shape']['layers']}){_kept(made['facts'])} |",
         f"| FFN channels | {made['shape']['ffn']} (target {made['target_shape']['ffn']}) |",
-        f"| heads | {_heads(made['shape'])} (target {_heads(made['target_shape'])}) |",
+        f"| heads | {heads(made['shape'])} (target {heads(made['target_shape'])}) |",
         f"| bytes on disk | {made['bytes_on_disk']:,} |",
-        f"| weights | {_format_words(made['weight_format'])} |",
+        f"| weights | {format_words(made['weight_format'])} |",
         f"| target (weights, config, tokenizer) | sha256 {made['target']['identity'][:16]} |",
         "",
         *_loading(made["weight_format"]),
@@ -43,16 +43,17 @@ def draw(
         "",
         *_forecast_lines(made.get("forecast")),
         "",
-        *_training(made["facts"], recipe),
+        *training(made["facts"], recipe),
         "## Measured",
         "",
     ]
-    lines += _measured(evals, name) or [f"Not yet: `factory eval {folder}`"]
+    lines += measured(evals, name) or [f"Not yet: `factory eval {folder}`"]
     lines += ["", "## Losslessness", "", _certified(certificate, folder)]
     return "\n".join([*lines, "", "## Recipe, as it ran", "", "```yaml", recipe.strip(), "```", ""])
 
 
-def _heads(shape: dict[str, Any]) -> str:
+def heads(shape: dict[str, Any]) -> str:
+    """A shape's heads in words."""
     return f"{shape['heads']} on {shape['kv_heads']} key/value heads of {shape['head_dim']}"
 
 
@@ -62,7 +63,7 @@ def _kept(facts: list[dict[str, Any]]) -> str:
     return f": {', '.join(map(str, kept[0]))}" if len(kept) == 1 else ""
 
 
-def _training(facts: list[dict[str, Any]], recipe: str) -> list[str]:
+def training(facts: list[dict[str, Any]], recipe: str) -> list[str]:
     """What each distillation took and brought; nothing for a drafter that had none."""
     trained = [(place, stage) for place, stage in enumerate(facts) if "steps" in stage]
     if not trained:
@@ -129,7 +130,7 @@ def _teacher(stage: dict[str, Any]) -> str:
     return f"a cache of {size(cache.get('bytes'))}{wrong}"
 
 
-def _measured(evals: list[dict[str, Any]], name: str) -> list[str]:
+def measured(evals: list[dict[str, Any]], name: str) -> list[str]:
     """This drafter's own figures of the last evaluation, and that evaluation's verdict; empty where there is none."""
     if not evals:
         return []
@@ -235,7 +236,8 @@ def _made_with(certificate: dict[str, Any]) -> str:
     )
 
 
-def _format_words(stored: dict[str, Any]) -> str:
+def format_words(stored: dict[str, Any]) -> str:
+    """How weights are stored, and what runs them."""
     if stored["format"] != "gptq":
         return str(stored["format"])
     slow = f". {stored['only_saves_size']}" if stored["only_saves_size"] else ""

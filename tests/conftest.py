@@ -7,13 +7,14 @@ greedy decoding, and then every off-by-one passes.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hub_server import HubServer
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
@@ -126,3 +127,11 @@ def extra_models() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("needs real models: set DRAFTER_TEST_MODELS to a folder that holds them")
     return Path(folder)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub on this machine, which this process's client talks to; its cache and token lie in tmp_path/hf."""
+    with HubServer() as server:
+        server.point_client(monkeypatch, tmp_path / "hf")
+        yield server

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from factory.files.atomic import locked
 from factory.files.disk import DiskError, disk_errors
 from factory.models.located import locate, model_identity, read_config, require_complete
 from factory.processes import Processes, launched, peers_missed
+from factory.progress import silent, step
 from factory.recipes.recipe import Loaded
 from factory.stages import Distill
 
@@ -75,7 +77,7 @@ def _led(
                 tasks = tasks_of(made, missing)
                 if not anyway:
                     require_room(tasks, made, jobs, together=together.world)
-                together.told(([replace(job, progress=_silent) for job in made], tasks))
+                together.told(([replace(job, progress=silent) for job in made], tasks))
                 failures = carry_out(tasks, made, progress, jobs, lock, together)
                 _raise(failures, tasks, several=len(made) > 1)
                 finished |= {name: Artifact.open(out / name) for name in missing}
@@ -87,30 +89,30 @@ def _led(
 def _followed(together: Processes) -> list[Artifact]:
     """Take part in what the first process has found to be left to do. The artifacts are its own to tell of."""
     made, tasks = together.told(None)
-    carry_out(tasks, made, _silent, 1, None, together)
+    carry_out(tasks, made, silent, 1, None, together)
     return []
-
-
-def _silent(_done: int, _total: int, _what: str) -> None:
-    pass
 
 
 def _jobs(candidates: Sequence[Loaded], out: Path, progress: Progress) -> list[Job]:
     """Every candidate with its inputs. One recipe has one target, so that is looked at once."""
     first = candidates[0]
-    located = locate(first.require_target(), first.recipe.target.revision)
+    try:
+        located = locate(first.require_target(), first.recipe.target.revision, progress)
+    except ModelError as error:
+        raise ModelError(f"{first.document.place(('target', 'model'))}: {error}") from error
     config = read_config(located.folder)
     _require_possible(candidates, config)
     _require_same_sizes(candidates, config)
     require_complete(located.folder)
-    identity = model_identity(located.folder, out / ".cache" / "identity.json")
+    identity = model_identity(located.folder, out / ".cache" / "identity.json", progress)
     entries: dict[str, list[Entry] | None] = {}  # read once: candidates share the very list
     jobs = []
     for loaded in candidates:
         data = loaded.recipe.data
         key = data.model_dump_json(include={"prompts"}) if data else ""
         if key not in entries:
-            entries[key] = data.entries(out / ".cache" / "prompts") if data else None
+            with step(progress, "reading prompts") if data else nullcontext():
+                entries[key] = data.entries(out / ".cache" / "prompts") if data else None
         jobs.append(Job(loaded, located, identity, config, out, entries[key], progress))
     return jobs
 

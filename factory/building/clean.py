@@ -15,7 +15,7 @@ from factory.errors import FactoryError
 from factory.files.atomic import LOCK_FILE, locked
 from factory.files.disk import disk_errors
 
-_REMADE = ("stages", "text", "teacher", "assembling")  # folders of .cache
+_REMADE = ("stages", "text", "teacher", "assembling", "pulling")  # folders of .cache
 _REPLACED = "replaced"
 
 

@@ -5,7 +5,7 @@
 Results go to stdout, progress and errors to stderr. Every import that is not instant is inside a command.
 """
 
-from factory.cli import making, checking, looking, judging, talking, keeping  # noqa: F401, I001 - in the order of `--help`
+from factory.cli import starting, making, checking, looking, judging, talking, sharing, keeping  # noqa: F401, I001 - in the order of `--help`
 from factory.cli.shell import app, main
 
 __all__ = ["app", "main"]

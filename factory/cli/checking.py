@@ -9,25 +9,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from factory.cli.shell import JsonOption, SetOption, TargetOption, app, reported
+from factory.cli.completion import devices, recipe_files
+from factory.cli.shell import JsonOption, QuietOption, SetOption, TargetOption, VerboseOption, app, reported
 from factory.errors import FactoryError
+from factory.progress import shown_progress
 
 if TYPE_CHECKING:
     from factory.forecasting.estimate import Forecast
     from factory.forecasting.profile import DeviceProfile
+    from factory.hub import NoConfig
     from factory.recipes.recipe import Loaded
 
 
 @app.command()
 @reported
 def check(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPES", help="files, folders or patterns")],
+    recipes: Annotated[
+        list[str], typer.Argument(metavar="RECIPES", help="files, folders or patterns", autocompletion=recipe_files)
+    ],
     target: TargetOption = None,
     settings: SetOption = None,
     device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="forecast for: here, or a profile such as h200")
+        str,
+        typer.Option(
+            "--device", metavar="NAME", help="forecast for: here, or a profile such as h200", autocompletion=devices
+        ),
     ] = "here",
     as_json: JsonOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Say what is wrong with recipes, or forecast what they will make. Loads no model.
 
@@ -60,13 +69,19 @@ def check(
         raise typer.Exit(2)
 
 
+def _is_made(file: Path, folder: Path) -> bool:
+    """Whether it lies in an artifact or a hidden folder within `folder`: no recipe that somebody wrote."""
+    between = [parent for parent in file.parents if folder in parent.parents]
+    return any(parent.name.startswith(".") or (parent / "manifest.json").is_file() for parent in between)
+
+
 def _recipe_files(arguments: list[str]) -> Iterator[tuple[Path, str]]:
     """Every recipe meant, once; or the fault that an argument means none."""
     seen: set[Path] = set()
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            files = sorted([*path.rglob("*.yaml"), *path.rglob("*.yml")])
+            files = sorted(file for file in (*path.rglob("*.yaml"), *path.rglob("*.yml")) if not _is_made(file, path))
         elif path.is_file():
             files = [path]
         else:  # a pattern that the shell did not expand
@@ -91,11 +106,25 @@ def _forecasts(candidates: list[Loaded], device: DeviceProfile) -> list[Forecast
             if folder.is_absolute() and (pickles(folder) or weight_files(folder)):  # a config alone is enough here
                 require_complete(folder)
             found.append(forecast_recipe(loaded, device))
+            missing = _missing(loaded) if found[-1] is None else None
+            if missing is not None and missing.final:
+                raise FactoryError(f"{loaded.document.place(('target', 'model'))}: {missing.reason}")
         except FactoryError as error:
             faults |= dict.fromkeys(str(error).splitlines())
     if faults:
         raise FactoryError("\n".join(faults))
     return found
+
+
+def _missing(loaded: Loaded) -> NoConfig | None:
+    """Why the Hub gave no config of a target that is looked for there."""
+    from factory.hub import NoConfig, config_or_reason
+
+    target = loaded.recipe.target
+    if target.model is None or Path(target.model).is_dir():
+        return None
+    found = config_or_reason(target.model, target.revision)
+    return found if isinstance(found, NoConfig) else None
 
 
 def _lines(path: Path, candidates: list[Loaded], forecasts: list[Forecast | None], whole: bool) -> Iterator[str]:
@@ -114,6 +143,9 @@ def _lines(path: Path, candidates: list[Loaded], forecasts: list[Forecast | None
         count += "; every value was checked once, with the others at their first"
     if forecast is None:
         yield f"ok     {path}: {name}: {stages}{count}; {WITHOUT_CONFIG}"
+        missing = _missing(first)
+        if missing is not None:
+            yield f"    {missing.reason}"
     elif several:
         yield f"ok     {path}: {name}: {stages}{count}"
         if whole:
@@ -147,11 +179,14 @@ def doctor(
     measure: Annotated[bool, typer.Option("--measure/--no-measure", help="measure the profile and keep it")] = True,
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder whose disk is meant")] = Path(),
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Say what this machine has and can reach, and measure what forecasts need to know of it."""
     from factory.forecasting.doctor import examine
 
-    found = examine(measure, folder)
+    with shown_progress(quiet) as progress:
+        found = examine(measure, folder, progress)
     for line in found.lines():
         typer.echo(line)
     if as_json:

@@ -13,6 +13,8 @@ from typing import Any
 
 from factory.errors import DataError
 from factory.files.json_reading import NotJsonError, json_kind, parse_json
+from factory.hub import Asked, diagnose, first_line, require_hub_name, without_token
+from factory.logs import quieten
 
 _SUCH = '{"prompt": "..."}'
 FILE_KINDS = (".txt", ".jsonl", ".parquet")
@@ -96,7 +98,11 @@ def dataset_rows(name: str, subset: str | None, split: str, wanted: Collection[s
         raise DataError(
             f"data.prompts names the dataset {name}, which needs: pip install 'drafter-factory[datasets]'"
         ) from error
+    if _is_on_hub(name):
+        require_hub_name(name, DataError, "dataset")
+        diagnose(Asked(name, "read", kind="dataset"), DataError)  # at once; the library tries again for long
     datasets.disable_progress_bars()
+    quieten("datasets", "fsspec")
     said = dataset_name(name, subset, split)
     try:
         stream = datasets.load_dataset(name, subset, split=split, streaming=True)
@@ -106,17 +112,29 @@ def dataset_rows(name: str, subset: str | None, split: str, wanted: Collection[s
         records = enumerate(stream, 1)
         found = next(records, None)
     except Exception as error:
-        raise _unreachable(said, error) from error
+        raise _unreachable(name, said, error) from error
     while found is not None:
         number, values = found
         yield Row(f"{said}, row {number}", dict(values), columns or tuple(values))
         try:
             found = next(records, None)
         except Exception as error:
-            raise _unreachable(said, error) from error
+            raise _unreachable(name, said, error) from error
 
 
-def _unreachable(said: str, error: Exception) -> DataError:
-    """The library raises many kinds for "not reachable", "no such split" and "not to be decoded"."""
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return DataError(f"{said}: {first_line}; check its name, subset and split, and the network")
+def _is_on_hub(name: str) -> bool:
+    """Whether it names a repository; the library knows folders, and addresses of its own, too."""
+    return not Path(name).is_dir() and not name.startswith("hf://")
+
+
+def _unreachable(name: str, said: str, error: Exception) -> DataError:
+    """What is wrong, as the Hub tells it; else in the words of the library.
+
+    The library raises many kinds for "not reachable", "no such split" and "not to be decoded", and drops their causes.
+    """
+    if _is_on_hub(name):
+        try:
+            diagnose(Asked(name, "read", kind="dataset"), DataError)
+        except DataError as found:
+            return found
+    return DataError(f"{said}: {without_token(first_line(error))}; check its name, subset and split, and the network")

@@ -62,8 +62,8 @@ LossKind = Literal[
 class LossTerm(_Setting):
     """One loss and its weight over the training."""
 
-    kind: LossKind
-    weight: SoundWeight = 1.0
+    kind: LossKind = Field(description="which loss")
+    weight: SoundWeight = Field(default=1.0, description="a number, or a schedule: [[share of the steps, weight], ...]")
     beta: float | None = Field(default=None, gt=0, lt=1, description="of jsd: weight of the target in the mixture, 0.5")
     eta: float | None = Field(default=None, gt=0, description="of lk_hybrid: how soon TV takes over from KL, 3.0")
 
@@ -90,7 +90,9 @@ class OnPolicy(_Setting):
     """
 
     share: SoundWeight = Field(description="share of a step's rows that the drafter writes, or its schedule")
-    begin: Literal["prompt", "anywhere"] = "anywhere"
+    begin: Literal["prompt", "anywhere"] = Field(
+        default="anywhere", description="where it begins: behind a prompt, or at a random place within an answer"
+    )
     new_tokens: int = Field(default=8, ge=1, description="longest roll-out")
     temperature: float = Field(default=1.0, ge=0, description="of the drafter's writing")
     decay: float = Field(default=1.0, gt=0, le=1, description="weight of position i is decay to the power of i")
@@ -169,7 +171,7 @@ class Distillation(_Setting):
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw", description="muon: for the layers' matrices; all else stays with adamw"
     )
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="of the optimizer; 0: none")
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     ema: float = Field(default=0.0, ge=0, lt=1, description="decay of a running mean of the weights; 0: none")
     freeze: tuple[Literal["embedding", "head", "norms", "layers"], ...] = Field(

@@ -62,7 +62,7 @@ def _take(descriptor: int, folder: Path) -> None:
         except OSError as error:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             # Where the build itself is dead, its workers are about to be.
-            if holder.isdecimal() and not _is_alive(int(holder)) and time.monotonic() < patience_ends_s:
+            if holder.isdecimal() and not is_alive(int(holder)) and time.monotonic() < patience_ends_s:
                 time.sleep(0.02)
                 continue
             raise FactoryError(
@@ -70,7 +70,8 @@ def _take(descriptor: int, folder: Path) -> None:
             ) from error
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether there is a process of that number."""
     try:
         os.kill(process, 0)  # signal 0: only asks
     except ProcessLookupError:

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from factory.errors import FactoryError
 
 _NO_FOLDER = (errno.EEXIST, errno.ENOTDIR)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Not that there is no such file: this program may miss one by a fault of its own.
-_MENDABLE = (*_FULL, *_DENIED, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+_MENDABLE = (*FULL, *_DENIED, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
 class DiskError(FactoryError):
@@ -73,7 +73,7 @@ def _told(error: OSError, folder: Path) -> DiskError:
         )
     if number in _NO_FOLDER:
         return DiskError(_no_folder(place))
-    return DiskError(_full(place, reason) if number in _FULL else _other(place, reason))
+    return DiskError(_full(place, reason) if number in FULL else _other(place, reason))
 
 
 def _no_folder(place: Path) -> str:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from factory.files.faults import did_you_mean, explained, kind_of, shown
 from factory.files.yaml12 import KeyPath, Parsed, dump
 from factory.wording import visible
 
-__all__ = ["Document", "KeyPath", "assign", "did_you_mean", "dump", "override", "read", "validate"]
+__all__ = ["Document", "KeyPath", "assign", "did_you_mean", "dump", "given", "override", "read", "validate"]
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -45,7 +46,7 @@ class Document:
     def mark(self, path: KeyPath) -> str:
         """`file:line` of a value, of what it should stand in where it is missing, or the option that set it."""
         line, option = self._nearest(path)
-        return option or f"{self.name}:{line}"
+        return option or (f"{self.name}:{line}" if self.lines else self.name)
 
     def place(self, path: KeyPath) -> str:
         """How a fault begins: `file:line: key.path`, or `--set key.path`."""
@@ -90,6 +91,15 @@ def read(source: Path | str, name: str | None = None, example: str = "name: quic
     if faults:
         raise RecipeError("\n".join(visible(f"{name}:{line}: {fault}") for line, fault in faults))
     return Document(name, parsed.data, parsed.lines, content)
+
+
+def given(data: Mapping[str, Any], name: str) -> Document:
+    """What a program says in place of a file, a path as text; faults name keys alone. Raises RecipeError."""
+    try:
+        plain = json.loads(json.dumps(data, default=os.fspath))
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{name}: holds what no YAML file could: {error}") from None
+    return Document(name, plain, source=dump(plain).encode())
 
 
 def _bytes(path: Path, name: str) -> bytes:

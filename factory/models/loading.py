@@ -6,9 +6,8 @@ ever run; only safetensors are read. A model that leaves here is in eval mode an
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,23 +20,25 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from factory.errors import ModelError
+from factory.logs import hand_over, quieten
 from factory.models.located import load_failure
 from factory.models.placement import WHOLE, Placement, held_tensors
 from factory.models.quantized import is_quantized, load_quantized
 
-transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-logging.getLogger("accelerate").setLevel(logging.ERROR)  # of weights on the CPU or on disk: `why_divided` says it
-warnings.filterwarnings("ignore", module="transformers")
+# accelerate warns of weights on the CPU or on disk: `why_divided` says it.
+quieten("transformers", "huggingface_hub", "accelerate")
+hand_over("torch")
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve_dtype(name: str, device: str) -> torch.dtype:
-    """The dtype of that name; `auto` is float32 on a CPU and bfloat16 elsewhere."""
+    """The dtype of that name; `auto` is float32 on a CPU and bfloat16 elsewhere. Raises ModelError."""
     if name == "auto":
         return torch.float32 if device == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        raise ModelError(f"dtype {name}: must be auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -45,6 +46,8 @@ def resolve_device(name: str) -> str:
     """The device of that name; `auto` is CUDA where there is one, else the CPU. Raises ModelError."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch("cpu|cuda(:[0-9]+)?", name):
+        raise ModelError(f"device {name}: must be auto, cpu, cuda, or one GPU such as cuda:1")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"device {name}: torch finds no CUDA device here; write `device: cpu` or `device: auto`")
     return name

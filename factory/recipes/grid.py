@@ -26,6 +26,12 @@ _NOT_VARIED = {
     "name": "candidates are named by their values; remove it from the grid",
     "target": "one grid is about one target; build once for each, with --target MODEL_OR_FOLDER",
 }
+# As JSON Schema has it.
+GRID: Any = {
+    "type": "object",
+    "propertyNames": {"pattern": rf"^(?!({'|'.join(_NOT_VARIED)})(\.|$))[^.]+(\.[^.]+)*$"},
+    "additionalProperties": {"type": "array", "minItems": 1, "uniqueItems": True},
+}
 
 
 @dataclass(frozen=True)

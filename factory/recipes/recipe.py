@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +21,14 @@ from pydantic import Field, field_validator, model_validator
 from factory.data.rows import FILE_KINDS
 from factory.distillation.settings import WRITTEN_BY
 from factory.errors import DataError, RecipeError
-from factory.files.documents import Document, assign, dump, override, read, validate
+from factory.files.documents import Document, assign, dump, given, override, read, validate
 from factory.files.json_reading import NotJsonError, read_json
-from factory.recipes.grid import axes_of, candidates, points
+from factory.recipes.grid import GRID, axes_of, candidates, points
 from factory.recipes.sources import BOS, Data, FilePrompts, HubPrompts, Section, facts_of
 from factory.stages import AnyStage, Distill, Fresh, QuantizingStage, StructuralStage, TrainingStage
 from factory.wording import visible
 
+NAME = r"^(?!.*--)[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"  # of a drafter; "--" is kept for variants
 MOST_CANDIDATES = 64  # of a grid, before a build asks for --yes
 
 
@@ -47,20 +48,22 @@ class Target(Section):
 class Recipe(Section):
     """What a build makes."""
 
-    name: str = Field(description="what the drafter's folder is called")
+    name: str = Field(description="what the drafter's folder is called", json_schema_extra={"pattern": NAME})
     target: Target = Target()
     data: Data | None = None
     stages: list[AnyStage] = Field(min_length=1, description="what is done to a copy of the target, in this order")
     keep_raw: bool = Field(default=False, description="also save the drafter before its first training stage")
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of all that is random")
     grid: dict[str, list[Any]] | None = Field(
-        default=None, description="keys such as stages.0.keep, each with the values to try; empty in a candidate"
+        default=None,
+        description="keys such as stages.0.keep, each with the values to try; empty in a candidate",
+        json_schema_extra={"anyOf": [GRID, {"type": "null"}]},
     )
 
     @field_validator("name")
     @classmethod
     def _is_a_folder_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name) or "--" in name:
+        if not re.fullmatch(NAME, name):
             raise ValueError(
                 f"{name!r} cannot name a drafter: begin with a letter or digit, then letters, digits, '.', '_', '-', "
                 "80 at most; '--' is kept for variants"
@@ -174,17 +177,19 @@ class Loaded:
 
 
 def load(
-    path: Path,
+    source: Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
     target: str | None = None,
     many: Literal["refuse", "sample", "all"] = "refuse",
 ) -> list[Loaded]:
     """The candidates that a file describes, with `--set` overrides and `--target` applied; one without a grid.
 
+    A mapping stands for a file that lies in the working directory.
     `many` says what to do with more than MOST_CANDIDATES: refuse, load every value of the grid once
     (with the others at their first), or load all. Raises RecipeError with all faults.
     """
-    document = read(path)
+    path = Path("recipe") if isinstance(source, Mapping) else source
+    document = given(source, path.name) if isinstance(source, Mapping) else read(source)
     if target is not None:
         document = _with_target(document, target)
     document = override(document, overrides)

@@ -31,7 +31,7 @@ class HubPrompts(Section):
 
     dataset: str = Field(min_length=1, description="its name on the Hub")
     subset: str | None = Field(default=None, min_length=1, description="the dataset's configuration")
-    split: str = Field(default="train", min_length=1)
+    split: str = Field(default="train", min_length=1, description="the dataset's part")
     column: str = Field(min_length=1, description="the column that holds the text, or the conversation")
     answer: str | None = Field(default=None, min_length=1, description="the column that holds the answer")
     samples: int | None = Field(default=None, ge=1, description="prompts to read; all where it is not given")

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+# How JSON Schema says "a number, or a fraction that stays", "a list of places", and "as if it were not there".
+COUNT_OR_SHARE: list[Any] = [
+    {"type": "integer", "minimum": 1},
+    {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+]
+INDICES: Any = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "uniqueItems": True}
+NOTHING: Any = {"type": "null"}
+
 Scores = dict[str, list[Any]]  # by what is scored: "layers" [L], "ffn" [L][channels], "heads" [L][query heads]
 
 

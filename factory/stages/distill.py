@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pydantic import Field
+
 from factory.anatomy.shapes import Shape
 from factory.distillation.settings import Distillation
 from factory.given import CacheSettings, Given
@@ -21,7 +23,7 @@ class Distill(Distillation, TrainingStage):
     the head chunk by chunk over positions, so that [B, T, V] is never held.
     """
 
-    kind: Literal["distill"]
+    kind: Literal["distill"] = Field(description="train the drafter toward the target's predictions")
     version: ClassVar[int] = 3  # a step's loss is a mean over its tokens, whatever passes or processes it is made in
 
     def forecast(self, shape: Shape) -> Shape:

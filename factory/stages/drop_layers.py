@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from factory.anatomy.shapes import Edit, Shape
 from factory.errors import UnsupportedModel
 from factory.given import Given
-from factory.stages.base import Scores, StructuralStage, no_fraction
+from factory.stages.base import COUNT_OR_SHARE, INDICES, Scores, StructuralStage, no_fraction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,10 +28,15 @@ class DropLayers(StructuralStage):
                           the first and the last layer never among them (arXiv 2403.17887); needs text
     """
 
-    kind: Literal["drop_layers"]
+    kind: Literal["drop_layers"] = Field(description="keep some layers, drop the rest")
     version: ClassVar[int] = 2  # stored in the checkpoint's own dtype
-    keep: int | float | list[int] = Field(description="layers that stay: a number, a fraction, or a list of indices")
-    score: Literal["even", "first_last", "block_influence", "angular"] = "even"
+    keep: int | float | list[int] = Field(
+        description="layers that stay: a number, a fraction, or a list of indices",
+        json_schema_extra={"anyOf": [*COUNT_OR_SHARE, INDICES]},
+    )
+    score: Literal["even", "first_last", "block_influence", "angular"] = Field(
+        default="even", description="which layers stay; the last two look at what the layers do to text"
+    )
 
     @model_validator(mode="after")
     def _keep_is_possible(self) -> DropLayers:

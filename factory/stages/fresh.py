@@ -20,7 +20,7 @@ class Fresh(TrainingStage):
     random weights drafts nothing, so a distillation must follow.
     """
 
-    kind: Literal["fresh"]
+    kind: Literal["fresh"] = Field(description="new random weights in the drafter's shape; a control")
     version: ClassVar[int] = 1
     inherit: tuple[Literal["embedding", "head"], ...] = Field(
         default=(), description="what stays of the target; a head that is tied to the embedding stays with it"

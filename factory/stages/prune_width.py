@@ -12,7 +12,7 @@ from factory.anatomy.families import anatomy_of
 from factory.anatomy.shapes import Edit, Shape
 from factory.errors import UnsupportedModel
 from factory.given import Given
-from factory.stages.base import Scores, StructuralStage, no_fraction
+from factory.stages.base import COUNT_OR_SHARE, INDICES, NOTHING, Scores, StructuralStage, no_fraction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,11 +34,22 @@ class PruneWidth(StructuralStage):
         random       drawn from the seed; a control
     """
 
-    kind: Literal["prune_width"]
-    keep_ffn: int | float | list[int] | None = Field(default=None, description="FFN channels that stay in each layer")
-    keep_heads: int | float | None = Field(default=None, description="query heads that stay in each layer")
+    kind: Literal["prune_width"] = Field(description="narrow every layer: FFN channels and heads go")
+    keep_ffn: int | float | list[int] | None = Field(
+        default=None,
+        description="FFN channels that stay in each layer: a number, a fraction, or a list",
+        json_schema_extra={"anyOf": [*COUNT_OR_SHARE, INDICES, NOTHING]},
+    )
+    keep_heads: int | float | None = Field(
+        default=None,
+        description="query heads that stay in each layer: a number, or a fraction",
+        json_schema_extra={"anyOf": [*COUNT_OR_SHARE, NOTHING]},
+    )
     keep_kv_heads: int | None = Field(default=None, ge=1, description="key/value heads that stay, with keep_heads")
-    score: Literal["activation", "magnitude", "random"] = "activation"
+    score: Literal["activation", "magnitude", "random"] = Field(
+        default="activation",
+        description="what counts as contributing least; activation needs text, the others are controls",
+    )
     multiple_of: int = Field(default=32, ge=1, description="FFN widths are multiples of it; quantised kernels need 32")
 
     @model_validator(mode="after")

@@ -183,20 +183,20 @@ def test_a_config_from_a_hub(monkeypatch: pytest.MonkeyPatch, status: int, body:
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    hub.hub_config.cache_clear()
+    hub.config_or_reason.cache_clear()
     try:
         found = hub.hub_config("someone/llama")
         assert (found and found["num_hidden_layers"]) == layers
         assert hub.hub_config("someone/else") is None
     finally:
         server.shutdown()
-        hub.hub_config.cache_clear()
+        hub.config_or_reason.cache_clear()
 
 
 def test_a_hub_that_is_not_there_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    hub.hub_config.cache_clear()
+    hub.config_or_reason.cache_clear()
     assert hub.hub_config("someone/llama") is None
 
 

@@ -5,34 +5,66 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from factory.errors import ModelError
+from factory.hub.failures import failure
+from factory.hub.names import Asked, require_hub_name
 
 TIMEOUT_S = 3.0
 
 
-@functools.cache  # a recipe's candidates have one target, and an unreachable Hub is asked once
+@dataclass(frozen=True)
+class NoConfig:
+    """Why a config.json cannot be had; `final` where the Hub says that there is none, so that a build must fail too."""
+
+    reason: str
+    final: bool
+
+
 def hub_config(model: str, revision: str | None = None) -> dict[str, Any] | None:
     """config.json of a model on the Hub, or None where it cannot be had: not cached and not reachable, gated, no such.
 
     For forecasts only: the build itself pins the revision and says what is wrong.
     """
-    from huggingface_hub import constants
+    found = config_or_reason(model, revision)
+    return None if isinstance(found, NoConfig) else found
 
+
+@functools.cache  # a recipe's candidates have one target, and an unreachable Hub is asked once
+def config_or_reason(model: str, revision: str | None = None) -> dict[str, Any] | NoConfig:
+    """The config of a model on the Hub, or why it cannot be had."""
     folder = snapshot(model, revision)
-    if folder is not None:
-        return _object((folder / "config.json").read_text(encoding="utf-8"))
-    if constants.HF_HUB_OFFLINE or isinstance(_answer(constants.ENDPOINT, TIMEOUT_S), str):
-        return None
-    from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils._headers import build_hf_headers
-
+    asked = Asked(model, "read config.json of", revision=revision)
     try:
-        url = hf_hub_url(model, "config.json", revision=revision)
-        answer = get_session().get(url, headers=build_hf_headers(), timeout=TIMEOUT_S, follow_redirects=True)
-        return _object(answer.text) if answer.status_code == 200 else None
-    except Exception:  # the client raises many kinds; each means that there is no config to forecast from
-        return None
+        text = _asked(asked) if folder is None else (folder / "config.json").read_text(encoding="utf-8")
+        config = json.loads(text)
+    except ModelError as error:
+        return NoConfig(str(error), final=True)
+    except ValueError:
+        return NoConfig(f"{asked.head}: what lies there is no JSON", final=False)
+    except Exception as error:  # the client raises many kinds
+        final = type(error).__name__ in ("RepositoryNotFoundError", "RevisionNotFoundError", "RemoteEntryNotFoundError")
+        return NoConfig(failure(error, asked, ModelError).args[0], final)
+    return config if isinstance(config, dict) else NoConfig(f"{asked.head}: it holds no object", final=False)
+
+
+def _asked(asked: Asked) -> str:
+    """What the Hub says that config.json holds. Raises ModelError where that is no name, else as the client does."""
+    require_hub_name(asked.repository)
+    from huggingface_hub import constants, get_session, hf_hub_url
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils._http import hf_raise_for_status
+
+    if constants.HF_HUB_OFFLINE:
+        raise OfflineModeIsEnabled
+    url = hf_hub_url(asked.repository, "config.json", revision=asked.revision)
+    answer = get_session().get(url, headers=build_hf_headers(), timeout=TIMEOUT_S, follow_redirects=True)
+    hf_raise_for_status(answer)
+    return str(answer.text)
 
 
 def snapshot(model: str, revision: str | None = None) -> Path | None:
@@ -69,11 +101,3 @@ def _answer(endpoint: str, timeout_s: float) -> int | str:
         return int(get_session().head(endpoint, timeout=timeout_s).status_code)
     except Exception as error:  # the client raises many kinds; each is "not reachable" here
         return type(error).__name__
-
-
-def _object(text: str) -> dict[str, Any] | None:
-    try:
-        config = json.loads(text)
-    except ValueError:
-        return None
-    return config if isinstance(config, dict) else None

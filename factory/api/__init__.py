@@ -1,0 +1,1 @@
+"""What a program calls: `from factory import build, load_drafter`. The command line calls the same functions."""
