@@ -1,4 +1,7 @@
-"""Ctrl-C at real processes: they end, say the very command that goes on, lose nothing, and show no traceback."""
+"""Ctrl-C at real processes: they end, say the very command that goes on, lose nothing, and show no traceback.
+
+An evaluation's is in tests/eval/timing/test_partial.py.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from commands import HANGS_S, Command
 
-from eval.plan import load_plan
 from factory.building.build import build
-from factory.progress import silent
 from factory.recipes.recipe import load
 
 LONG = """\
@@ -103,16 +103,3 @@ def test_a_build_in_processes_that_write_text_as_a_terminal_does_it(folder: Path
     command.until("the target writes")
     command.interrupt(all_of_them=True)
     ends(command, 130, "build", "two.yaml", "--jobs", "2")
-
-
-def test_an_evaluation_while_it_times(folder: Path) -> None:
-    build(load(folder / "long.yaml", ["stages.1.epochs=1"]), folder / "out", silent)
-    plan = {**load_plan("smoke").model_dump(mode="json"), "repeats": 1000}
-    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
-    asked = ("eval", "out/long", "--plan", "plan.yaml")
-    command = Command(*asked, folder=folder)
-    command.until("timing")
-    command.interrupt()
-    ends(command, 130, *asked)
-    assert not (folder / "out" / "long" / "results.json").exists()
-    assert until_there(folder / "out" / "long", "parity.json").is_file()  # what is measured stays
