@@ -1,6 +1,6 @@
 """Ctrl-C at real processes: they end, say the very command that goes on, lose nothing, and show no traceback.
 
-An evaluation's is in tests/eval/timing/test_partial.py.
+Of a build in several processes it is in test_grid.py, of an evaluation in tests/eval/timing/test_partial.py.
 """
 
 from __future__ import annotations
@@ -24,18 +24,13 @@ stages:
   - {kind: drop_layers, keep: 2}
   - {kind: distill, loss: forward_kl, epochs: 2000, lr: 1.0e-3, batch: 8, checkpoint_every: 5}
 """
-GRID = """\
-grid:
-  stages.0.keep: [1, 2]
-"""
 
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_target: Callable[..., Path]) -> Path:
-    """A target, a recipe that trains for ever, and one of two such candidates."""
+    """A target, and a recipe that trains for ever."""
     tiny_target("llama", tmp_path / "target")
     (tmp_path / "long.yaml").write_text(LONG)
-    (tmp_path / "two.yaml").write_text(LONG + GRID)
     return tmp_path
 
 
@@ -96,10 +91,3 @@ def until_there(folder: Path, name: str) -> Path:
             return found
         time.sleep(0.01)
     raise AssertionError(f"no {name}")
-
-
-def test_a_build_in_processes_that_write_text_as_a_terminal_does_it(folder: Path) -> None:
-    command = Command("build", "two.yaml", "--jobs", "2", folder=folder)
-    command.until("the target writes")
-    command.interrupt(all_of_them=True)
-    ends(command, 130, "build", "two.yaml", "--jobs", "2")
