@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from factory.models.located import Located
+    from factory.progress import Progress
+
 SCHEMA_VERSION = 2
 CERTIFICATE = "certificate.json"
 PULLED = "pulled.json"
@@ -118,20 +121,33 @@ class Artifact:
 
         return load_tokenizer(self.model_folder)
 
+    def locate_target(self, override: str | None, progress: Progress | None = None) -> Located:
+        """The files of the target it was made from, downloaded if need be. Raises ArtifactError, ModelError, DiskError.
+
+        Whether they are the same is `load_target`'s to say.
+        """
+        from factory.models.located import locate
+
+        made_from = self.manifest["target"]
+        if override is not None:
+            return locate(override, None, progress)
+        if not made_from["path"]:
+            return locate(made_from["model"], made_from["revision"], progress)
+        if Path(made_from["path"]).is_dir():
+            return locate(made_from["path"])
+        named = (self.pulled() or {}).get("base_model")  # what its publisher says is the same model on the Hub
+        if not named:
+            raise ArtifactError(f"{self.folder}: its target {made_from['path']} is gone; name it with --target")
+        return locate(named, None, progress)
+
     def load_target(
         self, override: str | None, dtype: torch.dtype, device: str, placement: Placement = WHOLE
     ) -> PreTrainedModel:
         """The target it was made from. Raises ArtifactError where the weights are not the same."""
         from factory.models.loading import load_model, require_finite
-        from factory.models.located import locate, model_identity
+        from factory.models.located import model_identity
 
-        made_from = self.manifest["target"]
-        source = override or made_from["path"] or made_from["model"]
-        if override is None and made_from["path"] and not Path(made_from["path"]).is_dir():
-            source = (self.pulled() or {}).get("base_model")  # what its publisher says is the same model on the Hub
-            if not source:
-                raise ArtifactError(f"{self.folder}: its target {made_from['path']} is gone; name it with --target")
-        located = locate(source, None if override else made_from["revision"])
+        made_from, located = self.manifest["target"], self.locate_target(override)
         if model_identity(located.folder, self.folder.parent / ".cache" / "identity.json") != made_from["identity"]:
             raise ArtifactError(
                 f"{self.folder}: made from {made_from['model']}, but weights, config or tokenizer in {located.folder} "

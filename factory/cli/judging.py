@@ -73,7 +73,7 @@ def _judge(
 
     chosen = load_plan(plan)
     with shown_progress(quiet) as progress:
-        folders = fetched(artifacts, progress)
+        folders = fetched(artifacts, progress, target)
     judged = artifacts_of(folders)
     if mapped and certified:
         raise FactoryError("--map and --certify are two different runs: give one of them")

@@ -21,7 +21,7 @@ from factory.errors import ArtifactError
 from factory.files.atomic import is_alive, write_atomically
 from factory.files.disk import DiskError, disk_errors, free_bytes
 from factory.hub import Asked, download, is_hub_name, require_hub_name
-from factory.progress import Progress
+from factory.progress import Progress, silent
 from factory.provenance import sha256_file
 from factory.publishing.contents import CARD, MANIFEST, RECORDS, in_repository
 from factory.publishing.received import EVALUATION, base_model, manifest_in
@@ -58,7 +58,7 @@ def pull(repository: str, out: Path, progress: Progress, revision: str | None = 
     if "/" not in repository:
         raise ArtifactError(f"{repository}: wants user/name, as the address of a drafter on the Hub ends")
     asked = Asked(repository, "pull", revision=revision)
-    records = download(asked, [f"{RECORDS}*.json", CARD])
+    records = download(asked, [f"{RECORDS}*.json", CARD, "config.json"], progress=silent)
     commit = records.name
     manifest = manifest_in(records, repository)
     destination = out / repository.rpartition("/")[2]
@@ -78,9 +78,20 @@ def pull(repository: str, out: Path, progress: Progress, revision: str | None = 
     return Pulled(there, repository, commit, new=False, evaluations=len(brought))
 
 
-def fetched(named: Sequence[str], progress: Progress, out: Path = OUT) -> list[Path]:
-    """The folders that are meant: those that are here as they are; of user/name on the Hub that in `out`, pulled."""
-    return [pull(name, out, progress).artifact.folder if is_hub_name(name) else Path(name) for name in named]
+def fetched(named: Sequence[str], progress: Progress, target: str | None = None, out: Path = OUT) -> list[Path]:
+    """The folders that are meant: those that are here as they are; of user/name on the Hub that in `out`, pulled.
+
+    A pulled drafter's target is fetched too, unless `target` names another. Raises as `pull` does.
+    """
+    found = []
+    for name in named:
+        if is_hub_name(name):
+            artifact = pull(name, out, progress).artifact
+            artifact.locate_target(target, progress)
+            found.append(artifact.folder)
+        else:
+            found.append(Path(name))
+    return found
 
 
 def _there(destination: Path, digest: str, repository: str, commit: str) -> Artifact | None:
