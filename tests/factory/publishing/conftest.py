@@ -19,7 +19,7 @@ from factory import cli
 from factory.artifact import Artifact
 from factory.building.build import build
 from factory.publishing.contents import Entry
-from factory.publishing.publish import Wishes, prepared
+from factory.publishing.publish import Wishes, passed, prepared
 from factory.recipes.recipe import load
 
 RECIPE = """\
@@ -59,8 +59,9 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_target: Callable[..
 @pytest.fixture(scope="session")
 def entries(evaluated: Path) -> list[Entry]:
     """All that publishing it sends, drawn once."""
+    made, name = Artifact.open(evaluated), "ada/tiny-drafter"
     wishes = Wishes(license="mit", even_if_slower="to be sent by tests")
-    with prepared(Artifact.open(evaluated), "ada/tiny-drafter", wishes, network=False) as publication:
+    with prepared(made, name, passed(made, name, wishes), wishes, network=False) as publication:
         return [
             replace(one, source=Path(one.source).read_bytes()) if isinstance(one.source, Path) else one
             for one in publication.entries
