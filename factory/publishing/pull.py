@@ -133,9 +133,6 @@ def _assembled(manifest: dict[str, Any], snapshot: Path, records: Path, destinat
             )
         brought = _records(records, working)
         _keep(working, repository, records.name, base_model(records), brought)
-        settings = artifact.generation_settings() if f"model/{assisted.NAME}" not in manifest["files"] else None
-        if settings is not None:  # an evaluation added them; those of the manifest came with their k
-            write_atomically(working / "model" / assisted.NAME, settings)
         _draw(artifact, destination, repository)
         try:
             working.rename(destination)
@@ -175,7 +172,12 @@ def _keep(folder: Path, repository: str, commit: str, target: str | None, evals:
 
 
 def _draw(artifact: Artifact, named: Path, repository: str) -> None:
+    """The card; and the generation settings where an evaluation added them (the manifest's own came with k)."""
+    listed = f"model/{assisted.NAME}" in artifact.manifest["files"]
     try:
+        settings = None if listed else artifact.generation_settings()
+        if settings is not None:
+            write_atomically(artifact.model_folder / assisted.NAME, settings)
         artifact.write_card(named)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, StopIteration) as error:
         raise ArtifactError(
