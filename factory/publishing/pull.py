@@ -78,20 +78,9 @@ def pull(repository: str, out: Path, progress: Progress, revision: str | None = 
     return Pulled(there, repository, commit, new=False, evaluations=len(brought))
 
 
-def fetched(named: Sequence[str], progress: Progress, target: str | None = None, out: Path = OUT) -> list[Path]:
-    """The folders that are meant: those that are here as they are; of user/name on the Hub that in `out`, pulled.
-
-    A pulled drafter's target is fetched too, unless `target` names another. Raises as `pull` does.
-    """
-    found = []
-    for name in named:
-        if is_hub_name(name):
-            artifact = pull(name, out, progress).artifact
-            artifact.locate_target(target, progress)
-            found.append(artifact.folder)
-        else:
-            found.append(Path(name))
-    return found
+def fetched(named: Sequence[str], progress: Progress, out: Path = OUT) -> list[Path]:
+    """The folders that are meant: those that are here as they are; of user/name on the Hub that in `out`, pulled."""
+    return [pull(name, out, progress).artifact.folder if is_hub_name(name) else Path(name) for name in named]
 
 
 def _there(destination: Path, digest: str, repository: str, commit: str) -> Artifact | None:
