@@ -23,10 +23,14 @@ from pydantic import BaseModel, ValidationError
 
 from factory.errors import RecipeError
 from factory.files.yaml12 import KeyPath, Parsed, dump, scalar
+from factory.wording import visible
 
 __all__ = ["Document", "KeyPath", "assign", "did_you_mean", "dump", "given", "override", "read", "validate"]
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
+
+NO_PART = "nothing stands before or after a dot; write a key such as stages.0.keep"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # text, though none that is read here
 
 # pydantic's types of error, and what it wanted to see.
 _WANTED = {
@@ -73,24 +77,33 @@ class Document:
                 return 0, self.options[path[:end]]
             if path[:end] in self.lines:
                 return self.lines[path[:end]], ""
+            # What stands in neither was made for what an option set inside it.
+            made = next((option for at, option in self.options.items() if end and at[:end] == path[:end]), "")
+            if made:
+                return 0, made
         return 1, ""
 
 
-def read(source: Path | str, name: str | None = None) -> Document:
-    """A file (Path) or a text (str); `name` is what faults call it. Raises RecipeError."""
+def read(source: Path | str, name: str | None = None, example: str = "name: quick") -> Document:
+    """A file (Path) or a text (str); `name` is what faults call it, `example` a line that it could hold.
+
+    Raises RecipeError.
+    """
     name = name or (str(source) if isinstance(source, Path) else "text")
     content = _bytes(source, name) if isinstance(source, Path) else source.encode(errors="surrogatepass")
+    if b"\0" in content and not content.startswith(_UTF_16):
+        raise RecipeError(f"{name}: not text, but some other kind of file; name a YAML file")
     try:
         parsed = Parsed(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise RecipeError(f"{name}:{line}: not UTF-8 text: save the file as UTF-8") from None
-    faults = sorted(parsed.faults)
+    faults = sorted(set(parsed.faults))
     if not faults and not isinstance(parsed.data, dict):
         found = "it is empty" if parsed.data is None else f"it holds {_kind_of(parsed.data)}"
-        faults = [(parsed.lines[()], f"{found}, but must hold keys and values such as `name: quick`")]
+        faults = [(parsed.lines[()], f"{found}, but must hold keys and values such as `{example}`")]
     if faults:
-        raise RecipeError("\n".join(f"{name}:{line}: {fault}" for line, fault in faults))
+        raise RecipeError("\n".join(visible(f"{name}:{line}: {fault}") for line, fault in faults))
     return Document(name, parsed.data, parsed.lines, content)
 
 
@@ -107,7 +120,9 @@ def _bytes(path: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise RecipeError(f"{name}: no such file") from None
+        raise RecipeError(f"{name}: no such file; name one that is there") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{name}: a folder; name one .yaml file") from None
     except OSError as error:
         raise RecipeError(f"{name}: cannot be read: {error.strerror}") from None
 
@@ -123,13 +138,18 @@ def override(document: Document, settings: Iterable[str]) -> Document:
             continue
         parsed = Parsed(text)
         faults += [f"--set {key}: {fault}" for _, fault in parsed.faults]
-        path = tuple(int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in key.split("."))
+        path: KeyPath = tuple(int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in key.split("."))
+        if "" in path:
+            faults.append(f"--set {key}: {NO_PART}")
+            continue
+        if path[0] == "grid" and len(path) > 1:  # a grid's own keys are dotted
+            path = ("grid", key.removeprefix("grid."))
         try:
             document = assign(document, path, parsed.data, f"--set {key}")
         except LookupError as error:
             faults.append(f"--set {key}: {error.args[0]}")
     if faults:
-        raise RecipeError("\n".join(faults))
+        raise RecipeError("\n".join(map(visible, faults)))
     return document
 
 
@@ -173,7 +193,7 @@ def validate(document: Document, model: type[AnyModel]) -> AnyModel:
     except ValidationError as error:
         faults = _explained(error, document.data, model)
     faults.sort(key=lambda fault: document.line(fault[0]))
-    raise RecipeError("\n".join(f"{document.place(path)}: {what}" for path, what in faults))
+    raise RecipeError("\n".join(visible(f"{document.place(path)}: {what}") for path, what in faults))
 
 
 def did_you_mean(word: object, known: Sequence[str]) -> str:
@@ -193,10 +213,10 @@ def _explained(error: ValidationError, data: Any, model: type[BaseModel]) -> lis
             members.add(path)
     faults: list[tuple[KeyPath, str]] = []
     for path, details in groups.items():
-        # A fault inside a list or mapping tells more than "must be text" about the whole of it.
+        # A fault inside a list or mapping tells more than "must be text" about the whole of it, or than its length.
         words = [detail for detail in details if detail["type"] == "literal_error"]
         inside = any(len(other) > len(path) and other[: len(path)] == path for other in groups)
-        if inside and (path in members or words):
+        if inside and (path in members or words or details[0]["type"] == "too_short"):
             continue
         if words and isinstance(words[0]["input"], str):  # a wrong word: that a list may stand there too does not help
             details = words
@@ -204,16 +224,41 @@ def _explained(error: ValidationError, data: Any, model: type[BaseModel]) -> lis
         if wanted:
             wanted = [kind for kind in wanted if kind != "a whole number" or "a number" not in wanted]
             shown = _shown(details[0]["input"])
-            faults.append((path, f"must be {' or '.join(wanted)}, not {shown}{_remedy(details[0]['input'], wanted)}"))
+            remedy = _remedy(details[0]["input"], wanted) or _meant(model, data, path, wanted)
+            faults.append((path, f"must be {' or '.join(wanted)}, not {shown}{remedy}"))
         else:
             faults += [fault for detail in details for fault in _one(path, detail, model, data)]
-    return list(dict.fromkeys(faults))
+    return _without_consequences(list(dict.fromkeys(faults)))
+
+
+def _without_consequences(faults: list[tuple[KeyPath, str]]) -> list[tuple[KeyPath, str]]:
+    """The faults but for a missing key whose misspelt name is told of already."""
+    meant = {(*path[:-1], known[1]) for path, what in faults if (known := re.search(r"; did you mean '(.+)'\?$", what))}
+    return [(path, what) for path, what in faults if not (what.startswith("missing") and path in meant)]
+
+
+def _meant(model: type[BaseModel], data: Any, path: KeyPath, wanted: list[str]) -> str:
+    """What belongs in a place where something of another kind stands: its description, or the keys that it has."""
+    if wanted == ["text"]:
+        fields = [part.model_fields.get(str(path[-1])) for part in _models_at(model, data, path)]
+        described = next((known.description for known in fields if known is not None and known.description), None)
+        return f": {described}" if described else ""
+    if wanted[-1] != "keys and values":
+        return ""
+    inside = _models_at(model, data, (*path, ""))
+    kinds = [str(name) for part in inside for name in _kinds(part)]
+    if len(inside) > 1 and kinds:
+        return f"; write `{{kind: {kinds[0]}}}` or another of {', '.join(kinds)}"
+    known = sorted({name for part in inside for name in part.model_fields})
+    return f"; known here: {', '.join(known)}" if known else ""
 
 
 def _one(path: KeyPath, detail: Any, model: type[BaseModel], data: Any) -> Iterator[tuple[KeyPath, str]]:
     """One error of pydantic in our words."""
     kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "missing":
+    if kind == "missing" and isinstance(path[-1], int):
+        yield path[:-1], "too short: a value is missing"
+    elif kind == "missing":
         key, around = str(path[-1]), _models_at(model, data, path)
         fields = [part.model_fields[key] for part in around if key in part.model_fields]
         described = next((known.description for known in fields if known.description), None)
@@ -226,7 +271,11 @@ def _one(path: KeyPath, detail: Any, model: type[BaseModel], data: Any) -> Itera
         expected = context.get("expected_tags") or context["expected"]
         choices = re.findall(r"'([^']*)'", expected) or [expected]
         if kind == "union_tag_invalid":
-            yield (*path, "kind"), f"unknown kind '{context['tag']}'{_choices(context['tag'], choices)}"
+            word = detail["input"]["kind"]
+            said = (
+                f"unknown kind '{word}'" if isinstance(word, str) else f"must be the name of a kind, not {_shown(word)}"
+            )
+            yield (*path, "kind"), f"{said}{_choices(word, choices)}"
         else:
             yield path, f"{_shown(detail['input'])} is not known here{_choices(detail['input'], choices)}"
     elif kind == "union_tag_not_found":
@@ -252,7 +301,7 @@ def _data_path(data: Any, location: Sequence[str | int], missing: bool) -> tuple
     here, tagged, last = data, False, len(location) - 1
     for position, part in enumerate(location):
         is_tag = isinstance(here, dict) and not tagged and here.get("kind") == part and position < last
-        inside = part in here if isinstance(here, dict) else isinstance(here, list) and isinstance(part, int)
+        inside = part in here if isinstance(here, dict) else isinstance(here, list) and part in range(len(here))
         if inside and not is_tag:
             path.append(part)
             here, tagged = here[part], False
@@ -271,7 +320,10 @@ def _models_at(model: type[BaseModel], data: Any, path: KeyPath) -> list[type[Ba
         if isinstance(part, str):
             fields = [found.model_fields[part] for found in models if part in found.model_fields]
             models = [found for known in fields for found in _models_in(known.annotation)]
-        here = here[part]
+        try:
+            here = here[part]
+        except (LookupError, TypeError):  # what is missing says nothing of its kind
+            here = None
         kind = here.get("kind") if isinstance(here, dict) else None
         models = [found for found in models if kind in _kinds(found)] or models
     return models

@@ -13,8 +13,9 @@ from typing import Any
 
 from factory.errors import ModelError
 from factory.files.atomic import write_atomically
+from factory.files.json_reading import NotJsonError, parse_json, read_json
 from factory.hub import Asked, download, require_hub_name
-from factory.progress import Progress
+from factory.progress import Progress, bytes_shown
 from factory.provenance import sha256_file, sha256_text
 
 
@@ -45,9 +46,9 @@ def locate(source: str, revision: str | None = None, progress: Progress | None =
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json as it stands. Raises ModelError."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise load_failure(str(folder), error) from error
+        config = read_json(folder / "config.json")
+    except NotJsonError as error:
+        raise load_failure(str(folder), ValueError(f"config.json: {error}")) from error
     if not isinstance(config, dict):
         raise load_failure(str(folder), ValueError("its config.json holds no object"))
     return config
@@ -67,7 +68,7 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def model_identity(folder: Path, cache_file: Path | None = None) -> str:
+def model_identity(folder: Path, cache_file: Path | None = None, progress: Progress | None = None) -> str:
     """sha256 over all that decides what a model says: weights, config, generation settings, tokenizer.
 
     Hashing reads every byte, so a file's sum is kept in `cache_file`, keyed by size and mtime. Who
@@ -80,18 +81,24 @@ def model_identity(folder: Path, cache_file: Path | None = None) -> str:
     if cache_file is not None and cache_file.is_file():
         with contextlib.suppress(ValueError):  # a damaged cache is only a cache
             known = json.loads(cache_file.read_text())
-    sums: dict[str, str] = {}
-    for file in files:
-        stat = file.resolve().stat()
-        key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        sums[file.name] = known.setdefault(key, "") or sha256_file(file)
-        known[key] = sums[file.name]
+    keys = {file: _key(file) for file in files}
+    unknown = [file for file in files if keys[file] not in known]
+    total = sum(file.stat().st_size for file in unknown)
+    more = bytes_shown(progress, "hashing the target", total) if progress is not None and unknown else None
+    known |= {keys[file]: sha256_file(file, more) for file in unknown}
+    sums = {file.name: known[keys[file]] for file in files}
     if cache_file is not None:
         with contextlib.suppress(OSError):  # a read-only folder is hashed anew each time
             cache_file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(cache_file, json.dumps(known, indent=1))
     settings = {"config.json": _settings(read_config(folder)), **_beside_sums(folder)}
     return sha256_text(json.dumps({"weights": sums, **settings}, sort_keys=True))
+
+
+def _key(file: Path) -> str:
+    """What a file's sum is kept under: whoever changes it changes one of these."""
+    stat = file.resolve().stat()
+    return f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def _beside_sums(folder: Path) -> dict[str, Any]:
@@ -181,10 +188,12 @@ def _weights_faults(folder: Path) -> list[str]:
 
 def _shard_faults(folder: Path, index: Path) -> list[str]:
     try:
-        tensors = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        tensors = dict(read_json(index)["weight_map"])
         shards = sorted({str(name) for name in tensors.values()})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{index}: damaged ({type(error).__name__}: {error}); download or copy it again"]
+    except NotJsonError as error:
+        return [f"{index}: damaged ({error}); download or copy it again"]
+    except (ValueError, KeyError, TypeError):
+        return [f"{index}: damaged (it holds no weight_map); download or copy it again"]
     missing = [name for name in shards if not (folder / name).is_file()]
     faults = []
     if missing:
@@ -207,7 +216,7 @@ def header_fault(file: Path) -> str:
         if len(start) < 8 or length > min(_LARGEST_HEADER, size - 8):
             return f"{file}: cut short or no safetensors file ({size:,} bytes, its header is not all there); {again}"
         try:
-            header = json.loads(opened.read(length))
+            header = parse_json(opened.read(length))
             ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             return f"{file}: damaged: its header cannot be read; {again}"
