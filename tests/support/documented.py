@@ -1,13 +1,13 @@
 """What the documentation tells a reader to type, and how far it can be tried.
 
-`pages(root)` are all Markdown pages and the recipes and plans. `commands(root, page)` are the lines of a page's sh, bash
-and console blocks, and those at the head of a recipe, each split into the simple commands that a shell makes of it:
-comments, `&&`, `;`, `&` and loops are taken apart, `left | right` stays one. What a test does with one is `run` or `parse`:
+`pages(root)` are all Markdown pages and the recipes and plans. `commands(root, page)` are the lines of a page's sh,
+bash and console blocks, and those at the head of a recipe, each split into the simple commands that a shell makes of
+it: comments, `&&`, `;`, `&` and loops are taken apart, `left | right` stays one. A test can do two things with one:
 
-- `run(text)` does it in the folder that it is called in. `factory` and `python` run in this process, since starting torch
-  anew for each would take minutes; everything else is bash's.
-- `parse(text, root)` looks as far as one can without doing it: files exist, options and their values are known, make has
-  the target, a distribution has the extra, the recipe is forecast, the plan loaded.
+- `run(text)` does it in the folder that it is called in. `factory` and `python` run in this process, since starting
+  torch anew for each would take minutes; everything else is bash's.
+- `parse(text, root)` looks as far as one can without doing it: files exist, options and their values are known, make
+  has the target, a distribution has the extra, the recipe is forecast, the plan loaded.
 """
 
 from __future__ import annotations
@@ -261,7 +261,8 @@ def _factory(words: list[str], root: Path) -> str:
     recipe = root / str(asked.get("recipe"))
     if words[0] == "build" and recipe.is_file():
         settings = [word for given in asked["settings"] or () for word in ("--set", given)]
-        result = CliRunner().invoke(cli.app, ["check", str(recipe), *settings])
+        with contextlib.chdir(root):  # where a recipe's paths are looked for too
+            result = CliRunner().invoke(cli.app, ["check", str(recipe), *settings])
         return result.output if result.exit_code else ""
     if words[0] == "eval" and (not asked["plan"].endswith(".yaml") or (root / asked["plan"]).is_file()):
         load_plan(str(root / asked["plan"]) if asked["plan"].endswith(".yaml") else asked["plan"])
