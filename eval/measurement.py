@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from factory.anatomy.shapes import Shape
-from factory.decoding.costs import KS
-from factory.decoding.decoder import Generation
+
+if TYPE_CHECKING:
+    from factory.decoding.decoder import Generation
 
 K = int | Literal["auto"]
 AUTO: Literal["auto"] = "auto"  # k is chosen anew each round, by factory.decoding.pace
@@ -36,6 +37,8 @@ class Arm:
     @property
     def most(self) -> int:
         """The largest k of any round; 0 for the target alone."""
+        from factory.decoding.costs import KS  # with torch, which a report is drawn without
+
         return max(KS) if self.k == AUTO else (self.k or 0)
 
     @property

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,13 +147,15 @@ class Artifact:
 
     def eval_files(self) -> dict[Path, dict[str, Any]]:
         """Those evaluations by the files that hold them, oldest first."""
-        files = sorted((self.folder / "evals").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        found = {}
-        for path in files:
+        digest, found = self.manifest_digest(), {}
+        for path in (self.folder / "evals").glob("*.json"):
             with contextlib.suppress(ValueError):  # a damaged record is no measurement
-                found[path] = json.loads(path.read_text())
-        digest = self.manifest_digest()
-        return {path: result for path, result in found.items() if result.get("manifest_sha256") == digest}
+                result = json.loads(path.read_text())
+                if result.get("manifest_sha256") == digest:
+                    found[path] = result
+        # Records of earlier versions do not say when they were kept; and where one was copied, its file does not.
+        kept = {path: (result.get("kept_at") or "", path.stat().st_mtime_ns) for path, result in found.items()}
+        return {path: found[path] for path in sorted(found, key=kept.__getitem__)}
 
     def manifest_digest(self) -> str:
         """sha256 of manifest.json: pins all that an evaluation measured."""
@@ -160,7 +163,8 @@ class Artifact:
 
     def write_eval(self, results: dict[str, Any]) -> Path:
         """Keep an evaluation under its own digest, let the generation settings carry its k, and draw the card again."""
-        record = {"manifest_sha256": self.manifest_digest(), **results}
+        kept_at = datetime.now(UTC).isoformat(timespec="microseconds")
+        record = {**results, "manifest_sha256": self.manifest_digest(), "kept_at": kept_at}
         text = json.dumps(record, indent=1, sort_keys=True)
         path = self.folder / "evals" / f"{sha256_text(text)[:12]}.json"
         path.parent.mkdir(exist_ok=True)

@@ -10,8 +10,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from eval.report.sections import table
-from eval.report.svg import drawing, text
+from eval.report.drawing.chart import Chart
+from eval.report.drawing.svg import box, drawing, spot, text
+from eval.report.tables import table
 from eval.verdict.rows import drafter_name, interval, mode
 
 CELL_WIDTH, CELL_HEIGHT, LEFT, TOP, FOOT = 78, 42, 150, 22, 8
@@ -20,27 +21,35 @@ DEEPEST = 0.62  # opacity of a cell that is twice, or half, as fast
 Figures = dict[str, Any]
 
 
-def map_section(found: Figures) -> str:
-    """The map's part of the page: the rules, one heat map for each drafter, every cell as a table."""
+def map_charts(found: Figures) -> list[Chart]:
+    """A heat map for each drafter."""
+    caption = "Speedup and best k in every cell: blue is faster, orange slower, off where no interval lies above 1."
+    return [
+        Chart(
+            f"map-{place}", f"Where drafting pays: {drafter_name(one)}", heat_map(found, one, f"map-{place}"), caption
+        )
+        for place, one in enumerate(found["drafters"])
+    ]
+
+
+def map_rules(found: Figures) -> str:
+    """Where to switch drafting off, a sentence for each drafter."""
     rules = "".join(f"<li>{escape(one['rule'])}</li>" for one in found["drafters"])
-    figures = "".join(
-        f"<figure><h3>{escape(drafter_name(one))}</h3>{heat_map(found, one)}</figure>" for one in found["drafters"]
-    )
+    return f'<ul class="rules">{rules}</ul>'
+
+
+def cells_table(found: Figures) -> str:
+    """Every cell of the map."""
     head = ["drafter", "T", "context", "batch", "k", "speedup, 95 % interval", "with prefill", "tok/s", "alpha"]
     lines = []
     for cell, best in _bests(found):
         said = [drafter_name(best), f"{cell['temperature']:g}", cell["context"], cell["batch"]]
         said += [best["k"] if best["pays"] else "off", interval(best), f"{best['speedup_total']:.2f}"]
         lines.append([*said, f"{best['tokens_per_s']:.0f}", "" if best["alpha"] is None else f"{best['alpha']:.2f}"])
-    return f"""<h2>Where drafting pays</h2>
-<ul>{rules}</ul>
-<div class="plots">{figures}</div>
-<p class="soft">{escape(found["words"])}</p>
-<details><summary>Every cell</summary><div class="wide">{table(head, lines, texts=1)}</div></details>
-"""
+    return table("Every cell of the map", head, lines, texts=1)
 
 
-def heat_map(found: Figures, drafter: Figures) -> str:
+def heat_map(found: Figures, drafter: Figures, name: str) -> str:
     """One drafter's cells: batches from left to right, temperatures and contexts from the top down."""
     batches = found["batches"]
     places = [(temperature, context) for temperature in found["temperatures"] for context in found["contexts"]]
@@ -65,21 +74,18 @@ def heat_map(found: Figures, drafter: Figures) -> str:
                 words = f"{mode(temperature)}, context {context}, batch {batch}: {interval(best)} at k = {best['k']}"
                 said.append(words + ("" if best["pays"] else ", off"))
                 parts.append(_cell(LEFT + CELL_WIDTH * column, top, best, said[-1]))
-    return drawing(width, height, f"{drafter_name(drafter)}, speedup over the target alone: {'; '.join(said)}", parts)
+    title = f"Where drafting pays: {drafter_name(drafter)}"
+    words = f"{drafter_name(drafter)}, speedup over the target alone: {'; '.join(said)}"
+    return drawing(name, title, words, (width, height), parts)
 
 
 def _cell(left: float, top: float, best: Figures, words: str) -> str:
-    colour = "--series-0" if best["speedup"] >= 1 else "--series-1"
     depth = DEEPEST * min(1.0, abs(math.log2(best["speedup"])))
-    middle = left + CELL_WIDTH / 2
-    box = f'x="{left + 1:.1f}" y="{top + 1:.1f}" width="{CELL_WIDTH - 2}" height="{CELL_HEIGHT - 2}"'
-    return (
-        f'<g style="--mark: var({colour})"><title>{escape(words)}</title>'
-        f'<rect class="bar" {box} fill-opacity="{depth:.2f}"/><rect class="tile" {box}/>'
-        + text(middle, top + 19, f"{best['speedup']:.2f}x", anchor="middle", kind="cell big")
-        + text(middle, top + 33, f"k = {best['k']}" if best["pays"] else "off", anchor="middle", kind="cell")
-        + "</g>"
-    )
+    middle, size = left + CELL_WIDTH / 2, (CELL_WIDTH - 2, CELL_HEIGHT - 2)
+    drawn = box("bar", left + 1, top + 1, *size, f' fill-opacity="{depth:.2f}"') + box("tile", left + 1, top + 1, *size)
+    drawn += text(middle, top + 19, f"{best['speedup']:.2f}x", anchor="middle", kind="cell big")
+    drawn += text(middle, top + 33, f"k = {best['k']}" if best["pays"] else "off", anchor="middle", kind="cell")
+    return spot("s0" if best["speedup"] >= 1 else "s1", words, drawn)
 
 
 def map_table(found: Figures) -> Group:

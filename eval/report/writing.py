@@ -1,12 +1,14 @@
-"""results.json, tokens.jsonl, report.html, a PNG, and the table on the terminal.
+"""results.json, tokens.jsonl, report.html, plots as files of their own, and the table on the terminal.
 
-Everything drawn is drawn from these files and map.json alone, so that a report can be made again anywhere.
+Everything drawn is drawn from these files, map.json and the drafters' certificates, so that a report can be made again
+anywhere.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,16 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from eval.measurement import CHOOSE, CONFIRM, MODEL, PROMPT_LOOKUP, Cell
-from eval.report.heatmap import map_section
-from eval.report.page import map_page, page
-from eval.report.plots import Level, Point, histogram, png, scatter
-from eval.verdict.rows import Row, drafter_name, interval, k_words, mode, same_output
-from factory.errors import DataError
+from eval.measurement import CONFIRM, Cell
+from eval.report.contents import map_report, report
+from eval.report.pictures import draw_pictures
+from eval.verdict.figures import count_lengths
+from eval.verdict.rows import Row, drafter_name, interval, k_words, same_output
+from factory.artifact import Artifact
+from factory.errors import ArtifactError, DataError
 from factory.files.atomic import write_atomically
 
-RESULTS, TOKENS, MAP, REPORT, PLOT = "results.json", "tokens.jsonl", "map.json", "report.html", "speedup.png"
-
-SIZE = "bytes of the drafter on disk"
-COST = "c: bytes of a draft step / bytes of a target step"
+RESULTS, TOKENS, MAP, REPORT, PLOTS = "results.json", "tokens.jsonl", "map.json", "report.html", "plots"
 
 
 def write(results: dict[str, Any], cells: Sequence[Cell], out: Path) -> None:
@@ -69,10 +69,13 @@ def token_lines(cell: Cell) -> list[Row]:
 
 
 def redraw(folder: Path) -> Path:
-    """report.html again from the files in `folder`; returns its path. Raises DataError for what eval did not write."""
+    """report.html and the plots again from the files in `folder`; returns the page's path.
+
+    Results of earlier versions are drawn with what they hold. Raises DataError for what eval did not write.
+    """
     if (folder / MAP).is_file() and not (folder / RESULTS).is_file():
         found = _read(folder / MAP, "factory eval --map")
-        return _drawn(folder / MAP, lambda: _write_page(map_page(found, map_section(found)), folder))
+        return _drawn(folder / MAP, lambda: _write_page(map_report(found), folder))
     results = _read(folder / RESULTS, "factory eval")
     return _drawn(folder / RESULTS, lambda: draw(results, folder / TOKENS, folder))
 
@@ -100,72 +103,50 @@ def _write_page(text: str, out: Path) -> Path:
 
 
 def draw(results: dict[str, Any], tokens_path: Path, out: Path) -> Path:
-    """report.html and the PNG from results, tokens.jsonl and the map that `out` may hold; returns the report's path."""
-    names = list(dict.fromkeys(drafter_name(row) for row in results["candidates"]))
-    levels = _levels(results)
-    by_cost = _points(results, names, "cost_ratio")
-    plots = [
-        ("What its size buys", scatter(_points(results, names, "bytes_on_disk"), levels, SIZE, log=True)),
-        ("What its cost per token buys", scatter(by_cost, levels, COST, log=False)),
-    ]
-    mapped = map_section(_read(out / MAP, "factory eval --map")) if (out / MAP).is_file() else ""
-    batch = results["plan"].get("batches", [1])[0]
-    png(by_cost, names, levels, COST, out / PLOT)
-    return _write_page(page(results, plots, names, _histograms(tokens_path, names, batch), mapped), out)
+    """report.html and the plots from results and what else `out` may hold; returns the page's path.
+
+    Earlier results know no accepted lengths: they are counted from tokens.jsonl, where that lies there.
+    """
+    if tokens_path.is_file() and not any("accepted_lengths" in row for row in results["rows"]):
+        results = {**results, "rows": _with_lengths(results["rows"], tokens_path)}
+    mapped = _read(out / MAP, "factory eval --map") if (out / MAP).is_file() else None
+    path = _write_page(report(results, mapped, _certificates(results, out)), out)
+    draw_pictures(results, out / PLOTS, mapped=mapped)
+    return path
 
 
-def _points(results: dict[str, Any], names: list[str], x_key: str) -> list[Point]:
-    """Model drafters, pooled over suites and temperatures, on the prompts to choose by."""
-    return [
-        Point(
-            x=row[x_key],
-            y=row["speedup"],
-            low=row["speedup"] if row["speedup_low"] is None else row["speedup_low"],
-            high=row["speedup"] if row["speedup_high"] is None else row["speedup_high"],
-            series=names.index(drafter_name(row)),
-            label=f"k={row['k']}",
-            words=f"{drafter_name(row)}, k = {row['k']}: {interval(row)}",
-        )
-        for row in _chosen_from(results)
-        if row["drafter"] == MODEL
-    ]
+_COUNTED = ("artifact", "drafter", "suite", "k", "batch", "temperature", "prompt_set")
 
 
-def _chosen_from(results: dict[str, Any]) -> list[Row]:
-    return [row for row in results["candidates"] if row["prompt_set"] == CHOOSE]
-
-
-def _levels(results: dict[str, Any]) -> list[Level]:
-    lookups = [row["speedup"] for row in _chosen_from(results) if row["drafter"] == PROMPT_LOOKUP]
-    levels = [Level(1.0, "target alone")]
-    return [*levels, Level(max(lookups), "prompt lookup, best k")] if lookups else levels
-
-
-def _histograms(tokens_path: Path, names: list[str], batch: int) -> list[str]:
-    """Accepted tokens per round, one figure for each drafter, k and temperature, of outputs written in such batches."""
-    counts: dict[tuple[str, int | str, float], list[int]] = {}
+def _with_lengths(rows: list[Row], tokens_path: Path) -> list[Row]:
+    """The rows with their accepted lengths, counted from what tokens.jsonl says of each output."""
+    rounds: dict[tuple[Any, ...], list[Row]] = {}
     try:
-        lines = tokens_path.read_text(encoding="utf-8").splitlines()
-        for line in map(json.loads, lines):
-            mine = line["prompt_set"] == CHOOSE and line.get("batch", 1) == batch
-            if line["drafter"] is not None and mine:
-                key = (drafter_name(line), line["k"], line["temperature"])
-                found = counts.setdefault(key, [])
-                most = line["k"] if isinstance(line["k"], int) else max(line["proposed"], default=0)  # or "auto"
-                found += [0] * (most + 1 - len(found))
-                for accepted in line["accepted"]:
-                    found[accepted] += 1
-    except (OSError, ValueError, KeyError) as error:
+        for line in map(json.loads, tokens_path.read_text(encoding="utf-8").splitlines()):
+            rounds.setdefault(tuple(line.get(key, 1) for key in _COUNTED), []).append(line)
+        found = {
+            key: count_lengths([(line["accepted"], line["proposed"]) for line in lines])
+            for key, lines in rounds.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{tokens_path}: not what `factory eval` writes ({error!r}); run it again") from error
     return [
-        histogram(found, f"{name}, k = {k}, {mode(t)}", names.index(name))
-        for (name, k, t), found in sorted(counts.items(), key=lambda item: _place(names, *item[0]))
+        {**row, "accepted_lengths": found.get(tuple(row.get(key, 1) for key in _COUNTED)) if row["drafter"] else None}
+        for row in rows
     ]
 
 
-def _place(names: list[str], name: str, k: int | str, temperature: float) -> tuple[int, bool, int, float]:
-    """Where a histogram stands: by drafter, by k with "auto" behind the numbers, by temperature."""
-    return names.index(name), isinstance(k, str), 0 if isinstance(k, str) else k, temperature
+def _certificates(results: dict[str, Any], out: Path) -> list[dict[str, Any]]:
+    """Those of the drafters that lie in `out`, or that `out` is."""
+    found = []
+    for name in dict.fromkeys(row["artifact"] for row in results["candidates"] if row["artifact"]):
+        for folder in (out / name, out):
+            if (folder / "manifest.json").is_file():
+                with suppress(ArtifactError):
+                    artifact = Artifact.open(folder)
+                    certificate = artifact.certificate() if artifact.name == name else None
+                    found += [certificate] if certificate is not None else []
+    return found
 
 
 def terminal_table(results: dict[str, Any]) -> Group:

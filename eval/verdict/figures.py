@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.measurement import MODEL, Acceptance, ArmFacts, Cell, K, Timed, acceptance, paired, suspicion
 from eval.verdict.stats import repeated_share, speedup
-from factory.decoding.decoder import Generation
 from factory.forecasting.forecast import Costs, modelled_speedup
+
+if TYPE_CHECKING:
+    from factory.decoding.decoder import Generation
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Measurement:
     speedup_decode: float | None
     alpha: float | None
     accepted_per_proposed: float | None
+    accepted_lengths: list[int] | None  # how many rounds, of the first repeat, had 0, 1, 2 ... tokens accepted
     overlap: float | None
     tau: float
     t_draft_s: float | None
@@ -144,6 +147,7 @@ def measure(cell: Cell, base: Cell, facts: ArmFacts, setting: Setting, costs: Co
         speedup_decode=speedup(decode, setting.seed, resamples=2).value if decode else None,
         alpha=counts.alpha,
         accepted_per_proposed=counts.per_proposed,
+        accepted_lengths=count_lengths([(one.accepted, one.proposed) for one in outputs]) if cell.arm.drafter else None,
         overlap=cell.overlap,
         tau=new_tokens / passes,
         t_draft_s=draft_s / rounds if rounds and cell.arm.drafter else None,
@@ -166,6 +170,18 @@ def measure(cell: Cell, base: Cell, facts: ArmFacts, setting: Setting, costs: Co
         prompt_set=cell.stage,
         warning=suspicion(cell.arm, counts),
     )
+
+
+def count_lengths(outputs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[int]:
+    """How many rounds had so many tokens accepted, from none to the most that any round was offered.
+
+    An output is what was accepted, and what was proposed, round by round.
+    """
+    counts = [0] * (1 + max((max(proposed, default=0) for _, proposed in outputs), default=0))
+    for accepted, _ in outputs:
+        for length in accepted:
+            counts[length] += 1
+    return counts
 
 
 def modelled(cell: Cell, base: Cell) -> float | None:

@@ -43,18 +43,21 @@ def publish(
     Only one that was evaluated, is lossless, and is surely faster. The token is that of `hf auth login`, or HF_TOKEN.
     """
     from factory.artifact import Artifact
-    from factory.publishing.publish import Wishes, prepared
-    from factory.publishing.upload import Place, send
+    from factory.publishing.publish import Wishes, passed, prepared
+    from factory.publishing.upload import Place, send, sign_in
 
-    wishes = Wishes(license_name, base_model, even_if_slower)
-    with prepared(Artifact.open(artifact), to, wishes, network=not dry_run) as publication:
+    opened, wishes = Artifact.open(artifact), Wishes(license_name, base_model, even_if_slower)
+    place = Place(to, revision, pull_request, private, message)
+    standing = passed(opened, to, wishes)
+    account = "" if dry_run else sign_in(place)
+    with prepared(opened, to, standing, wishes, network=not dry_run) as publication:
         for note in publication.notes:
             typer.echo(f"note: {note}", err=True)
         if dry_run:
             _list(publication, as_json)
             return
         with shown_progress(quiet) as progress:
-            sent = send(publication.entries, Place(to, revision, pull_request, private, message), progress)
+            sent = send(publication.entries, place, account, progress)
     if sent.changed:
         removed = f", {sent.removed} removed" if sent.removed else ""
         typer.echo(f"published: {sent.files} files, {size(sent.bytes)}{removed}, in one commit {sent.commit[:12]}")

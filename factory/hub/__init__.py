@@ -4,8 +4,8 @@ Whatever its client raises becomes one message: what was wanted of which reposit
 """
 
 from factory.hub.config import NoConfig, config_or_reason, hub_access, hub_config, snapshot
-from factory.hub.download import diagnose, download
 from factory.hub.failures import failure, first_line, hub_errors, without_token
+from factory.hub.fetching import diagnose, download
 from factory.hub.names import Asked, is_hub_name, require_hub_name
 
 __all__ = [

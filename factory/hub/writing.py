@@ -9,6 +9,8 @@ from factory.errors import FactoryError
 from factory.hub.failures import chain, hub_errors, without_token
 from factory.hub.names import Asked
 
+_METADATA = "Invalid metadata in README.md."  # as the client begins
+
 
 @contextmanager
 def write_errors(asked: Asked, account: str, raises: type[FactoryError]) -> Iterator[None]:
@@ -27,13 +29,11 @@ def write_errors(asked: Asked, account: str, raises: type[FactoryError]) -> Iter
 
 def _refused(error: Exception, asked: Asked, account: str) -> str:
     """What is wrong, and how to mend it; nothing for what is no refusal to write."""
+    found = str(error)
+    if found.startswith(_METADATA):
+        return f"the Hub refuses the card's metadata: {' '.join(found.removeprefix(_METADATA).split())}"
     answered = next((one for one in chain(error) if getattr(one, "response", None) is not None), None)
     if answered is None:
-        found = str(error)
-        if "Invalid metadata in README.md" in found:
-            return (
-                f"the Hub refuses the card's metadata: {' '.join(found.split()[4:])}; is the licence one that it knows?"
-            )
         return ""
     status = answered.response.status_code  # type: ignore[attr-defined]
     reason = _reason(answered)

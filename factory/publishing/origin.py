@@ -32,7 +32,7 @@ def origin(artifact: Artifact, license_name: str | None, base_model: str | None,
     on_hub = made_from["revision"] is not None
     if base_model is not None:
         require_hub_name(base_model, PublishError, "target")
-    name = base_model or (made_from["model"] if on_hub else None)
+    name = base_model or (made_from["model"] if on_hub else (artifact.pulled() or {}).get("base_model"))
     revision = made_from["revision"] if name == made_from["model"] else None
     if license_name is not None:
         return Origin(name, revision, {"license": license_name.strip().lower()})

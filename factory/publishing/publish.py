@@ -40,20 +40,23 @@ class Publication:
         return sum(entry.size for entry in self.entries)
 
 
-@contextmanager
-def prepared(artifact: Artifact, to: str, wishes: Wishes, *, network: bool) -> Iterator[Publication]:
-    """All that publishing will send; its pictures lie in a temporary folder. The artifact is not changed.
-
-    `network`: the target's licence may be asked for on the Hub. Raises ArtifactError where files are not those of the
-    manifest, and PublishError where it must not be published.
-    """
+def passed(artifact: Artifact, to: str, wishes: Wishes) -> Standing:
+    """What may be claimed of it. Raises ArtifactError where files are not the manifest's, PublishError where not."""
     if to.count("/") != 1:
         raise PublishError(
             f"--to {to}: wants user/name, your account or organisation on the Hub and the drafter's name"
         )
     require_hub_name(to, PublishError, "drafter")
     artifact.verify()
-    found = standing(artifact, wishes.even_if_slower)
+    return standing(artifact, wishes.even_if_slower)
+
+
+@contextmanager
+def prepared(artifact: Artifact, to: str, found: Standing, wishes: Wishes, *, network: bool) -> Iterator[Publication]:
+    """All that publishing will send; its pictures lie in a temporary folder. The artifact is not changed.
+
+    `network`: the target's licence may be asked for on the Hub. Raises PublishError where none can be found.
+    """
     come_from = origin(artifact, wishes.license, wishes.base_model, network=network)
     from eval.report.pictures import draw_pictures  # matplotlib: only once there is surely something to draw
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from factory import assisted
 from factory.artifact import CERTIFICATE, PULLED, Artifact
 from factory.errors import ArtifactError
 from factory.files.atomic import is_alive, write_atomically
@@ -93,12 +94,11 @@ def _there(destination: Path, digest: str, repository: str, commit: str) -> Arti
     if found.manifest_digest() != digest:
         before = found.pulled() or {}
         if before.get("repository") == repository:
-            what = (
-                f"an older or newer one of {repository}, of commit {str(before['commit'])[:12]}, and not {commit[:12]}"
-            )
+            had = str(before["commit"])[:12]
+            what = f"another version of {repository}, of commit {had} where {commit[:12]} is asked"
         else:
             what = f"another drafter, {found.name}" + (f" of {before['repository']}" if before else ", which was built")
-        raise ArtifactError(f"{destination}: holds {what}; nothing was written over: {again}")
+        raise ArtifactError(f"{destination}: holds {what}; nothing is written over: {again}")
     faults = found.faults()
     if faults:
         raise ArtifactError("\n".join([*faults, f"remove {destination} and run the same command again"]))
@@ -122,6 +122,9 @@ def _assembled(manifest: dict[str, Any], snapshot: Path, records: Path, destinat
             )
         brought = _records(records, working)
         _keep(working, repository, records.name, base_model(records), brought)
+        settings = artifact.generation_settings() if f"model/{assisted.NAME}" not in manifest["files"] else None
+        if settings is not None:  # an evaluation added them; those of the manifest came with their k
+            write_atomically(working / "model" / assisted.NAME, settings)
         _draw(artifact, destination, repository)
         try:
             working.rename(destination)

@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +72,22 @@ class _There:
         return found is not None and found[0] == (entry.sha256 if found[1] else entry.git_name)
 
 
-def send(entries: Sequence[Entry], place: Place, progress: Progress) -> Sent:
-    """Publish files, as one commit. Raises PublishError, which says what is wrong and how to mend it."""
+def sign_in(place: Place) -> str:
+    """The account that the token of this machine is of. Raises PublishError where there is none, or no network."""
     from huggingface_hub import HfApi
 
     _require_sense(place)
+    with hub_errors(Asked(place.repository, deed="publish", writes=True), PublishError):
+        return str(HfApi().whoami()["name"])
+
+
+def send(entries: Sequence[Entry], place: Place, account: str, progress: Progress) -> Sent:
+    """Publish files, as one commit. Raises PublishError, which says what is wrong and how to mend it."""
+    from huggingface_hub import HfApi
+
     api = HfApi()
-    asked = Asked(place.repository, deed="publish", writes=True)
-    with hub_errors(asked, PublishError):
-        account = str(api.whoami()["name"])
-    with write_errors(replace(asked, reached=True), account, PublishError), _no_bars():
+    asked = Asked(place.repository, deed="publish", writes=True, reached=True)
+    with write_errors(asked, account, PublishError), _no_bars():
         there = _opened(api, place, account)
         changed = [entry for entry in entries if not there.has(entry)]
         gone = _gone(api, place, there, entries)

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,12 @@ def test_the_card_of_an_earlier_training_leaves_out_what_was_not_counted(tmp_pat
         card = carded(tmp_path / name, recipe, earlier)
         assert f"| 2, distill | 760 |  |  |  | {loss} | online |" in card
     assert "## Training" not in carded(tmp_path / "z", RECIPE)
+
+
+def test_the_last_evaluation_is_the_one_that_was_kept_last(tmp_path: Path) -> None:
+    artifact = made(tmp_path / "x")
+    facts = {"hardware": {"cpu": "a"}, "target": {"dtype": "d", "reader": "r"}, "suites": [], "candidates": []}
+    paths = [artifact.write_eval({**facts, "verdict": {"reason": str(n)}}) for n in range(3)]
+    for n, path in enumerate(reversed(paths)):  # as copying leaves them
+        os.utime(path, (n, n))
+    assert [result["verdict"]["reason"] for result in artifact.evals()] == ["0", "1", "2"]

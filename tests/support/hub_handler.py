@@ -16,6 +16,7 @@ from hub_store import Blob, MalformedError, MovedError, Repository, Request, fro
 if TYPE_CHECKING:
     from hub_server import HubServer, User
 
+LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "other")  # some of those that the Hub knows
 PREFIXES = {"models": "model", "datasets": "dataset", "spaces": "space"}
 
 
@@ -307,6 +308,11 @@ class Handler(BaseHTTPRequestHandler):
             found = front_matter(content)
         except yaml.YAMLError as error:
             self._json({"errors": [{"message": f"YAML: {error}"}], "warnings": []}, 400)
+            return
+        licence = (found or {}).get("license")
+        if licence is not None and licence not in LICENCES:
+            known = ", ".join(LICENCES)
+            self._json({"errors": [{"message": f'"license" must be one of [{known}]'}], "warnings": []}, 400)
             return
         warned = [] if found else [{"message": "empty or missing yaml metadata in repo card"}]
         self._json({"errors": [], "warnings": warned})

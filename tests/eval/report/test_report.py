@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from eval.report.bars import Bar, stacked
-from eval.report.plots import Level, Point, scatter
-from eval.report.sections import roofline_section, speedup_section, time_section
-from eval.report.svg import Room, apart, decade_ticks, fitted, si, ticks
-from eval.report.writing import REPORT, RESULTS, TOKENS, draw, redraw, terminal_table
+from eval.report.charts.lengths import lengths_of
+from eval.report.charts.spent import Bar, spent_charts, stacked
+from eval.report.drawing.labels import Box, Room, apart
+from eval.report.drawing.svg import decade_ticks, fitted, si, ticks
+from eval.report.tables import speedup_table
+from eval.report.writing import PLOTS, REPORT, RESULTS, TOKENS, draw, redraw, terminal_table
 from eval.verdict.account import accounts
 from factory.artifact import Artifact
 from factory.errors import DataError
@@ -72,22 +73,21 @@ def test_what_is_not_split_stays_one_part() -> None:
 
 def test_outputs_of_one_token_have_no_round() -> None:
     assert accounts([alone(t_verify_s=None, t_accept_s=None, t_host_s=None, t_overhead_s=None, rounds=0)]) == []
-    assert time_section({"rows": []}) == ""
+    assert spent_charts({"rows": [], "candidates": []}) == []
 
 
 def test_bars_are_as_long_as_they_say() -> None:
-    svg = ElementTree.fromstring(
-        stacked([Bar("x", {"draft": 1.0, "verify": 3.0}), Bar("y", {"verify": 2.0})], "ms", "w")
-    )
-    widths = [float(element.get("width", "")) for element in svg.iter("rect")]
-    assert widths == pytest.approx([widths[0], 3 * widths[0], 2 * widths[0]], abs=0.1)
-    starts = [float(element.get("x", "")) for element in svg.iter("rect")]
-    assert starts[1] == pytest.approx(starts[0] + widths[0], abs=0.1) and starts[2] == starts[0]
-    assert svg.get("aria-label") == "w, in ms: x 4: draft 1, verify 3; y 2: verify 2"
+    drawn = stacked("time", "A round", [Bar("x", {"draft": 1.0, "verify": 3.0}), Bar("y", {"verify": 2.0})], "ms")
+    svg = ElementTree.fromstring(drawn)
+    bars = [element for spot in svg.iter("g") if "spot" in spot.get("class", "") for element in spot.iter("rect")]
+    ends = [(float(bar.get("x", "")), float(bar.get("width", "")) + 0.75) for bar in bars]  # a hair is left between
+    assert [wide for _, wide in ends] == pytest.approx([ends[0][1], 3 * ends[0][1], 2 * ends[0][1]], abs=0.2)
+    assert ends[1][0] == pytest.approx(sum(ends[0]), abs=0.2) and ends[2][0] == ends[0][0]
+    assert svg.findtext("desc") == "A round, in ms: x 4: draft 1, verify 3; y 2: verify 2"
 
 
 def test_forecast_modelled_and_measured_stand_side_by_side() -> None:
-    html = speedup_section({"rows": [alone(), row(), row(k=4, forecast_speedup=None, modelled_speedup=None)]})
+    html = speedup_table({"rows": [alone(), row(), row(k=4, forecast_speedup=None, modelled_speedup=None)]})
     assert html.count("<tr>") == 2  # the head, and the one row that anything was said of
     cells = [part.split("</td>")[0].split(">")[-1] for part in html.split("<td")[1:]]
     assert cells[-4:] == ["1.00", "1.25", "1.20x (1.10 to 1.30)", "+20%"]
@@ -109,21 +109,22 @@ def test_labels_with_room_stay_where_they_are() -> None:
 
 
 def test_a_label_takes_its_place() -> None:
-    room = Room()
-    assert room.take(100, 50, "k=2") and not room.take(110, 55, "k=3")
-    assert room.take(130, 50, "k=3") and room.take(100, 62, "k=4")
+    room = Room(Box(0, 0, 400, 300))
+    assert room.take(Box(90, 40, 110, 52)) and not room.take(Box(100, 45, 120, 57))
+    assert room.take(Box(110, 40, 130, 52)) and room.take(Box(90, 52, 110, 64))
+    assert not room.take(Box(390, 40, 410, 52))  # it would leave the drawing
 
 
-def test_marks_that_crowd_keep_their_labels_apart() -> None:
-    points = [Point(1.0 + 0.001 * n, 1.0, 0.9, 1.1, 0, f"k={n}", f"words {n}") for n in range(9)]
-    svg = ElementTree.fromstring(scatter(points, [Level(1.0, "one"), Level(1.01, "other")], "cost", log=False))
-    assert len(list(svg.iter("circle"))) == 9 and svg.get("aria-label", "").count("words") == 9
-    labels = [element for element in svg.iter("text") if (element.text or "").startswith("k=")]
-    boxes = [(float(one.get("x", "")), float(one.get("y", ""))) for one in labels]
-    assert 2 <= len(boxes) < 9
-    assert all(abs(a - c) > 15 or abs(b - d) >= 11 for n, (a, b) in enumerate(boxes) for c, d in boxes[:n])
-    names = {one.text: float(one.get("y", "")) for one in svg.iter("text") if one.text in ("one", "other")}
-    assert abs(names["one"] - names["other"]) >= 12
+def test_a_label_goes_beside_its_mark_and_else_is_led_to_it() -> None:
+    room = Room(Box(0, 0, 400, 300))
+    room.mark(100, 100)
+    beside = room.label(100, 100, "k=2", "own") or ""
+    assert 'x="109.0"' in beside and "<line" not in beside
+    room.block(60, 60, 160, 140)
+    assert room.label(100, 100, "k=3", "own", far=True) is not None
+    full = Room(Box(0, 0, 40, 20))
+    full.block(0, 0, 40, 20)
+    assert full.label(20, 10, "k=4", "own", far=True) is None
 
 
 def test_round_numbers_and_names() -> None:
@@ -140,19 +141,41 @@ def test_round_numbers_and_names() -> None:
 
 def test_results_of_an_earlier_version_still_draw(tmp_path: Path) -> None:
     results = json.loads(EARLIER.read_text())
-    (tmp_path / TOKENS).write_text("")
     html = draw(results, tmp_path / TOKENS, tmp_path).read_text()
-    assert "accept and host" in html and "Where the time goes" in html
-    assert roofline_section(results) == "" and "Where drafting pays" not in html
+    assert "accept and host" in html and "Where the time goes" in html and "These results hold no accepted" in html
+    assert "operations / byte" not in html and 'id="map"' not in html
     names = {row["artifact"] for row in results["rows"] if row["artifact"]}
     assert names and all(f"{name}, k = " in html for name in names)
 
 
+def test_accepted_lengths_of_an_earlier_version_are_counted_from_its_tokens(tmp_path: Path) -> None:
+    results = json.loads(EARLIER.read_text())
+    first = next(row for row in results["rows"] if row["artifact"] == "quick" and row["k"] == 2)
+    line = {key: first[key] for key in ("artifact", "drafter", "suite", "k", "batch", "temperature", "prompt_set")}
+    lines = [{**line, "accepted": [2, 0, 2], "proposed": [2, 2, 2]}, {**line, "accepted": [1, 0], "proposed": [2, 1]}]
+    (tmp_path / TOKENS).write_text("".join(json.dumps(one) + "\n" for one in lines))
+    html = draw(results, tmp_path / TOKENS, tmp_path).read_text()
+    assert "quick, k = 2, greedy: 0 accepted in 2 rounds, 40%" in html and "mean 1.00" in html
+    (tmp_path / TOKENS).write_text('{"accepted": [1]}\n')
+    with pytest.raises(DataError, match=r"tokens\.jsonl: not what `factory eval` writes"):
+        draw(results, tmp_path / TOKENS, tmp_path)
+
+
+def test_lengths_of_suites_are_added_and_those_of_other_batches_left_out() -> None:
+    rows = [
+        row(accepted_lengths=[3, 1]),
+        row(suite="t", accepted_lengths=[1, 0, 2]),
+        row(batch=4, accepted_lengths=[9]),
+    ]
+    rows += [row(temperature=1.0, accepted_lengths=[5]), row(prompt_set="confirm", accepted_lengths=[7]), row(k=9)]
+    (found,) = lengths_of(rows, 1)
+    assert (found.name, found.k, found.most) == ("a", 2, 2) and found.counts == {0.0: [4, 1, 2], 1.0: [5]}
+
+
 def test_names_cannot_write_into_the_page(tmp_path: Path) -> None:
     text = EARLIER.read_text().replace('"quick"', '"<script>x</script>"')
-    (tmp_path / TOKENS).write_text("")
     html = draw(json.loads(text), tmp_path / TOKENS, tmp_path).read_text()
-    assert "&lt;script&gt;x" in html and "<script" not in html
+    assert "&lt;script&gt;x" in html and html.count("<script") == 1
     for svg in html.split("<svg")[1:]:
         ElementTree.fromstring("<svg" + svg.split("</svg>")[0] + "</svg>")  # well-formed
 
@@ -174,13 +197,17 @@ def test_an_evaluation_in_two_batches_is_drawn_apart(
     html = (out / REPORT).read_text()
     for title in ("A round, batch 1", "A new token, batch 2", "Forecast, modelled, measured", "floor reached"):
         assert title in html
+    assert {"size.png", "by-k.svg", "lengths.png", "token-time-1.svg", "round-time-2.png"} <= {
+        path.name for path in (out / PLOTS).iterdir()
+    }
     # Histograms are of the batch that decides: each round of it once.
     lines = [json.loads(line) for line in (out / TOKENS).read_text().splitlines()]
     mine = [
         line for line in lines if line["artifact"] == "tiny" and line["batch"] == 1 and line["prompt_set"] == "choose"
     ]
     none = sum(accepted == 0 for line in mine for accepted in line["accepted"])
-    assert f"<title>0 accepted: {none} rounds" in html
+    counted = [row["accepted_lengths"][0] for row in results["rows"] if (row["artifact"], row["batch"]) == ("tiny", 1)]
+    assert counted[0] == none and f"tiny, k = 2, greedy: 0 accepted in {none} rounds" in html
     assert redraw(out).read_text() == html
     console = Console(width=200, record=True, file=(tmp_path / "table.txt").open("w"))
     console.print(terminal_table(results))
@@ -190,7 +217,7 @@ def test_an_evaluation_in_two_batches_is_drawn_apart(
     assert (trained["artifact"], trained["stage"], trained["kind"]) == ("tiny", 1, "distill")
     assert trained["looks"][0]["step"] == 0 and trained["looks"][-1]["tokens"] == trained["trained_tokens"]
     assert trained["losses"][-1][0] == trained["steps"] == trained["planned_steps"]
-    section = html.split("<h2>Training</h2>")[1].split("<h2>")[0]
+    section = html.split('<section id="training"')[1].split("</section>")[0]
     modelled = "speedup" in trained["looks"][0]  # only where the build knew of a device's profile
     assert section.count("<svg") == 2 + modelled and section.count('class="kept"') == 1 + modelled
     assert "## Training" in (built.folder / "README.md").read_text()

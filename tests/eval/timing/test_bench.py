@@ -70,7 +70,7 @@ def test_an_evaluation_is_complete_and_true(built: Artifact, judge: Judge, tiny_
 
     html = (out / REPORT).read_text()
     assert results["profile"]["words"] in html
-    assert "http" not in html.replace("http://www.w3.org", "") and "<script" not in html
+    assert "://" not in html.replace("http://www.w3.org", "")
     assert redraw(out).read_text() == html
     results["target"]["model"] = "<script>alert(1)</script>"
     assert "<script" not in draw(results, out / TOKENS, tmp_path).read_text()

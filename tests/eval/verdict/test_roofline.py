@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from eval.measurement import CHOOSE, CONFIRM, MODEL, PROMPT_LOOKUP, Arm, ArmFacts, Cell, Timed
-from eval.report.roofline_plot import roofline_plot
+from eval.report.charts.roofline_plot import roofline_plot
 from eval.verdict.roofline import figures, roofline
 from factory.anatomy.shapes import Shape
 from factory.artifact import Artifact
@@ -143,11 +143,11 @@ def test_without_a_shape_there_is_no_roofline() -> None:
 
 def test_the_plot_names_every_step_and_its_share() -> None:
     roof = found()
-    drawn = ElementTree.fromstring(roofline_plot(roof))
+    drawn = ElementTree.fromstring(roofline_plot(roof, "Floors"))
     texts = ["".join(element.itertext()) for element in drawn.iter("text")]
     assert {"target, one token: 50%", "target, verifying k = 3: 33%"} <= set(texts)
-    assert len(list(drawn.iter("circle"))) == len(roof["steps"])
-    assert drawn.get("aria-label", "").count("of its floor") == len(roof["steps"])
+    assert sum("spot" in one.get("class", "") for one in drawn.iter("g")) == len(roof["steps"])
+    assert (drawn.findtext("desc") or "").count("of its floor") == len(roof["steps"])
     # No mark lies above the roof: a step cannot do more operations a second than bandwidth and peak allow.
     for step in roof["steps"]:
         rate = step["operations"] / step["measured_s"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from eval.plan import EvalPlan, load_plan
 from factory import cli
 from factory.artifact import Artifact
 from factory.building.build import build
+from factory.publishing.contents import Entry
+from factory.publishing.publish import Wishes, passed, prepared
 from factory.recipes.recipe import load
 
 RECIPE = """\
@@ -53,6 +56,18 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_target: Callable[..
     return made.folder
 
 
+@pytest.fixture(scope="session")
+def entries(evaluated: Path) -> list[Entry]:
+    """All that publishing it sends, drawn once."""
+    made, name = Artifact.open(evaluated), "ada/tiny-drafter"
+    wishes = Wishes(license="mit", even_if_slower="to be sent by tests")
+    with prepared(made, name, passed(made, name, wishes), wishes, network=False) as publication:
+        return [
+            replace(one, source=Path(one.source).read_bytes()) if isinstance(one.source, Path) else one
+            for one in publication.entries
+        ]
+
+
 @pytest.fixture
 def artifact(evaluated: Path, tmp_path: Path) -> Artifact:
     """A copy of it, for a test to change."""
@@ -66,7 +81,6 @@ def measured(artifact: Artifact) -> Callable[..., Artifact]:
     def keep(change: Callable[[dict[str, Any]], object]) -> Artifact:
         results = json.loads(json.dumps(artifact.evals()[-1]))
         change(results)
-        results.pop("manifest_sha256")
         artifact.write_eval(results)
         return artifact
 
