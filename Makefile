@@ -5,6 +5,7 @@
 #   make bench   set up, make two better drafters, measure the decoder's goals on an idle machine (about 20 minutes)
 #   make setup   only set up        make clean   remove .venv, caches and what the demo made
 #   make wheels     what a GPU machine without a network lacks, as wheels for its Python 3.12, into .wheels/
+#   make wheel-check  the wheel in an empty environment outside the clone: init, check, build, eval, report, publish --dry-run
 #   make gpu-check  everything that waits for a GPU, on a machine that has one; sets nothing up, needs no network
 #                   SIZE=small on a CPU; ONLY="steps rounds", OUT=folder, BUDGET=seconds, DRAFTER=artifact, GPT_FAST=checkout
 
@@ -14,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench wheels gpu-check clean
+.PHONY: setup demo test check bench wheels wheel-check gpu-check clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -47,6 +48,9 @@ bench: setup
 
 wheels:
 	@$(PYTHON) docs/wheels.py $(if $(PYTHON312),--python312 $(PYTHON312))
+
+wheel-check: setup
+	$(BIN)/python docs/wheel_check.py
 
 # A PYTHON that was named comes first, then what `make setup` left, then the machine's own.
 gpu-check:

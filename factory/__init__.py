@@ -4,6 +4,7 @@ Imports nothing heavy, since `factory --help` must be instant: what a program ca
 """
 
 import logging as _logging
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
@@ -31,9 +32,7 @@ def __getattr__(name: str) -> _Any:
     """What `_HOMES` names, loaded now."""
     if name not in _HOMES:
         raise AttributeError(f"module 'factory' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(_import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

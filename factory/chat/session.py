@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
+from eval.timing.bench import Stopwatch
 from factory.chat.answer import Answer, Ending, Piece, Speed
 from factory.chat.conversation import Conversation, Question
 from factory.chat.settings import OFF, Settings
@@ -163,15 +162,10 @@ class Session:
         drafter, sampling = self.drafters[self.settings.drafter], Sampling(self.settings.temperature)
         self._measuring = True
         try:
-            self._paces[self._setting] = AutoPace(measure_costs(self.target, drafter, [prompt], sampling, self._now_s))
+            now_s = Stopwatch(str(self.target.device)).now_s
+            self._paces[self._setting] = AutoPace(measure_costs(self.target, drafter, [prompt], sampling, now_s))
         finally:
             self._measuring = False
-
-    def _now_s(self) -> float:
-        """Seconds, all queued work done."""
-        if self.target.device.type == "cuda":
-            torch.cuda.synchronize(self.target.device)
-        return time.perf_counter()
 
     def _write(
         self, prompt: list[int], drafter: str, most: int, told: Told | None, stream: TextStream | None = None

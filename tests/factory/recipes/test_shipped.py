@@ -91,3 +91,19 @@ def test_a_file_in_the_place_of_a_folder_is_refused(light: Path, tmp_path: Path)
     (tmp_path / "third" / "target").write_text("")
     code, _, wrong = init(tmp_path / "third")
     assert (code, "Traceback" in wrong) == (2, False)
+
+
+def test_what_a_build_left_is_no_recipe_to_check(light: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    init(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    names = CliRunner().invoke(cli.app, ["check", "."]).stdout
+    for place in ("artifacts/quick", "artifacts/.cache/recipes"):
+        (tmp_path / "mine" / place).mkdir(parents=True)
+        (tmp_path / "mine" / place / "recipe.yaml").write_text("name: 1\n")
+    (tmp_path / "mine/artifacts/quick/manifest.json").write_text("{}")
+    assert CliRunner().invoke(cli.app, ["check", "."]).stdout == names
+    named = CliRunner().invoke(cli.app, ["check", "artifacts/quick/recipe.yaml"])  # by its name it is looked at
+    assert named.exit_code == 2
+    (tmp_path / "mine/artifacts/mine.yaml").write_text("name: 1\n")
+    assert CliRunner().invoke(cli.app, ["check", "."]).exit_code == 2
