@@ -8,6 +8,7 @@ entry that no page asks for any more.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from pathlib import Path
 import pyarrow
 import pytest
 import yaml
-from documented import Command, Outcome, commands, pages, parse, replaced, run, snippets
+from documented import Command, Outcome, commands, pages, parse, replaced, run, simple, snippets
 from huggingface_hub import constants
 from pyarrow import parquet
 
@@ -30,6 +31,11 @@ from factory.recipes.recipe import load
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = pages(ROOT)
+SCRIPTS = [
+    path.relative_to(ROOT).as_posix()
+    for top in ("docs", "recipes", "eval/prompts")
+    for path in sorted((ROOT / top).rglob("*.py"))
+]
 ROW = {
     "question": "Who?",
     "answer": "I.",
@@ -47,7 +53,8 @@ FILES = {
     "prompts.txt": PROMPTS,
     "prompts.jsonl": '{"prompt": "Once"}\n',
     "broken.yaml": (
-        "name: x\ndata:\n  samples: 1k\nstages:\n  - {kind: drop_layer, keep: 2}\n  - {kind: distill, epoch: 1}\n"
+        "name: x\ndata:\n  samples: 1k\n  prompts: bos\n"
+        "stages: [{kind: drop_layer, keep: 2},\n  {kind: distill, epoch: 1}]\n"
     ),
 }
 # Appended, so that nothing takes longer than it must.
@@ -122,6 +129,11 @@ PYTHON = {"docs/python.md": "tests/factory/api/test_api.py"}
 REASONS = {pattern: reason for reason, patterns in NOT_DONE.items() for pattern in patterns}
 
 
+def write_files(folder: Path) -> None:
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+
+
 def shorter(text: str) -> str:
     """A page's plan with the sizes of `smoke` where it names none; what is no plan as it is."""
     given = yaml.safe_load(text)
@@ -148,10 +160,10 @@ def clone(
     for name in ("docs", "eval", "Makefile", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "recipes", folder / "recipes", ignore=shutil.ignore_patterns("target"))
-    tiny_target("llama", folder / "recipes/demo/target", context=1024)
-    (folder / "target").symlink_to(folder / "recipes/demo/target")
-    for name, text in FILES.items():
-        (folder / name).write_text(text)
+    target = tiny_target("llama", folder / "recipes/demo/target", context=1024)
+    shutil.copy(ROOT / "recipes/demo/target/README.md", target)  # its licence is read off it
+    (folder / "target").symlink_to(target)
+    write_files(folder)
     done: dict[tuple[Path, str], Outcome] = {}  # a command is done once, wherever it stands
     told: dict[str, list[tuple[Command, Outcome]]] = {}
 
@@ -164,7 +176,8 @@ def clone(
         if (here, text) not in done:
             done[here, text] = run(text, given="def main():\n")
             if text.startswith("factory init "):  # the shipped target is true, and slow
-                shutil.copytree(folder / "target", here / text.split()[2] / "target", dirs_exist_ok=True)
+                shutil.copytree(target, here / text.split()[2] / "target", dirs_exist_ok=True)
+                write_files(here / text.split()[2])
         return done[here, text]
 
     def tour(page: str) -> list[tuple[Command, Outcome]]:
@@ -226,6 +239,14 @@ def test_what_is_mentioned_within_a_sentence_exists(page: str) -> None:
     assert [(text, fault) for text, fault in faults if fault and not re.search("Missing|requires an", fault)] == []
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_says_at_its_head_how_it_is_called(script: str) -> None:
+    head = ast.get_docstring(ast.parse((ROOT / script).read_text(encoding="utf-8"))) or ""
+    lines = [line for line in head.splitlines() if re.match(r"    (factory|python|make) ", line)]
+    asked = [text for line in lines for text in simple(ROOT, line.strip())]
+    assert [(text, fault) for text in asked if (fault := parse(text, ROOT))] == []
+
+
 def json_lines(table: pyarrow.Table, path: Path) -> None:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in table.to_pylist()))
 
@@ -237,8 +258,7 @@ HEAD = {"name": "x", "stages": [{"kind": "distill"}], "data": {"prompts": "bos"}
 def test_examples_of_recipes_and_plans_load(page: str, tmp_path: Path) -> None:
     """A part of a recipe is made whole; then it is forecast for a model of 8 B."""
     shutil.copytree(ROOT / "recipes/configs", tmp_path / "configs")
-    for name, text in FILES.items():
-        (tmp_path / name).write_text(text)
+    write_files(tmp_path)
     for block in snippets(ROOT, page, "yaml"):
         given = yaml.safe_load(block.text)
         path = tmp_path / "it.yaml"

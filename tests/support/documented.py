@@ -232,6 +232,8 @@ def _fault(words: list[str], root: Path) -> str:
         case "factory":
             return _factory(rest, root)
         case "python":
+            if "parse_args(" not in (root / rest[0]).read_text(encoding="utf-8"):
+                return "" if not rest[1:] else f"{rest[0]} takes no arguments"
             outcome = _script_here([str(root / rest[0]), *rest[1:]], only_parse=True)
             return outcome.output if outcome.code else ""
         case "make":
