@@ -86,14 +86,16 @@ class _Painter:
 
         given = element.attrib
         halo = given.get("stroke", "none")
+        anchor: Any = {"middle": "center", "end": "right"}.get(given.get("text-anchor", ""), "left")
         return Text(
             float(given["x"]),
             float(given["y"]),
-            (element.text or "").replace("$", r"\$"),
+            element.text or "",
+            parse_math=False,
             color=given.get("fill", "black"),
             fontsize=NARROWER * float(given.get("font-size", 12)),
             fontweight="bold" if given.get("font-weight") else "normal",
-            horizontalalignment={"middle": "center", "end": "right"}.get(given.get("text-anchor", ""), "left"),
+            horizontalalignment=anchor,
             verticalalignment="baseline",
             path_effects=[withStroke(linewidth=float(given["stroke-width"]), foreground=halo)]
             if halo != "none"
