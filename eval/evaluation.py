@@ -35,7 +35,7 @@ from factory.decoding.graphed import GraphedReader
 from factory.errors import ModelError
 from factory.models.loading import fingerprint, resolve_device, resolve_dtype
 from factory.processes import ALONE, Processes
-from factory.progress import Progress
+from factory.progress import Progress, step
 from factory.provenance import hardware, versions
 from factory.surgery.enlarge import enlarged_from
 
@@ -66,8 +66,9 @@ def evaluate(
         run = _Run(field, plan, target, device, prompts_file, progress, together)
         found = run.findings(out)
         results = found.results()
-    results["published"] = published_figures(artifacts, results)
-    write(results, [cell for _, cell in (*found.first, *found.second)], out)
+        results["published"] = published_figures(artifacts, results)
+    with step(progress, "writing the report"):
+        write(results, [cell for _, cell in (*found.first, *found.second)], out)
     run.partial.remove()
     for entry in field:
         if entry.artifact is not None:
@@ -92,7 +93,7 @@ class _Run:
         self._together = together
         self._field, self._plan, self._target, self._device = field, plan, target, device
         self._anchor = next(entry.artifact for entry in field if entry.artifact is not None)
-        self._count = _Counter(progress)
+        self._progress, self._count = progress, _Counter(progress)
         self._context = min(shape.context for entry in field for shape in entry.shapes)
         self._sets = prompt_sets_of(self._anchor, plan, prompts_file, self._context)
         self._arms = [arm for entry in field for arm in entry.arms]
@@ -101,7 +102,8 @@ class _Run:
     def findings(self, out: Path) -> Findings:
         """All of it; what an interrupted run left in `out` is not measured again."""
         plan, count = self._plan, self._count
-        bench = open_bench(Order(self._field, plan, self._target, self._context), count, self._together)
+        order = Order(self._field, plan, self._target, self._context)
+        bench = open_bench(order, count, self._together, self._progress)
         model = bench.target
         dtype = str(model.dtype).removeprefix("torch.")
         self.partial = Partial(out, self._decisive(bench, dtype))
@@ -205,7 +207,8 @@ class _Run:
             with memory_errors(self._load(max(self._plan.batches))):
                 parity = self._parity(bench, exact)
                 probes = mixed(self._sets, max(PROBES, *self._plan.batches))
-                bounds = bench.bounds(probes, sorted({arm.most for arm in self._arms}))
+                with step(self._progress, "measuring what a near-tie is"):
+                    bounds = bench.bounds(probes, sorted({arm.most for arm in self._arms}))
             self._require_unchanged(bench)
             self.partial.keep_parity(parity, bounds)
             found = parity, bounds

@@ -3,10 +3,11 @@
 Imports nothing heavy, since `factory --help` must be instant: what a program calls is loaded when it is asked for.
 """
 
-import logging as _logging
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
+
+from factory.logs import quieten as _quieten
 
 if _TYPE_CHECKING:
     from factory.api.drafting import LoadedDrafter, Written, load_drafter
@@ -16,8 +17,7 @@ __version__ = "0.1.0"
 
 # torchao comes with gptqmodel, and transformers imports it wherever it is installed: it warns of each of its binaries
 # that does not fit this machine, and torch of how it registers itself. No model here runs on either.
-for _noisy in ("torchao", "torch.utils._pytree"):
-    _logging.getLogger(_noisy).setLevel(_logging.ERROR)
+_quieten("torchao", "torch.utils._pytree")
 
 _HOMES = {
     "LoadedDrafter": "factory.api.drafting",

@@ -30,6 +30,7 @@ from factory.evidence import best_row
 from factory.files.atomic import write_atomically
 from factory.files.disk import disk_errors
 from factory.models.placement import WHOLE, Placement
+from factory.progress import Progress, bytes_shown, silent, step
 from factory.provenance import sha256_file, sha256_text
 
 if TYPE_CHECKING:
@@ -77,22 +78,24 @@ class Artifact:
         """The Hugging Face folder."""
         return self.folder / "model"
 
-    def verify(self) -> None:
+    def verify(self, progress: Progress = silent) -> None:
         """Compare every file with the manifest. Raises ArtifactError naming all that differ."""
-        faults = self.faults()
+        faults = self.faults(progress)
         if faults:
             before = self.pulled()
             again = f"`factory pull {before['repository']}`" if before else "its `factory build`"
             raise ArtifactError("\n".join([*faults, f"remove {self.folder} and run {again} again"]))
 
-    def faults(self) -> list[str]:
+    def faults(self, progress: Progress = silent) -> list[str]:
         """Every file that is not what the manifest says."""
+        there = [path for name in self.manifest["files"] if (path := self.folder / name).is_file()]
+        more = bytes_shown(progress, f"checking {self.name}", sum(path.stat().st_size for path in there))
         faults = []
         for relative, digest in self.manifest["files"].items():
             path = self.folder / relative
             if not path.is_file():
                 faults.append(f"{path}: missing")
-            elif sha256_file(path) != digest and not _same_but_k(path, digest):
+            elif sha256_file(path, more) != digest and not _same_but_k(path, digest):
                 faults.append(f"{path}: damaged (its sha256 is not the manifest's)")
         return faults
 
@@ -119,7 +122,12 @@ class Artifact:
         return load_tokenizer(self.model_folder)
 
     def load_target(
-        self, override: str | None, dtype: torch.dtype, device: str, placement: Placement = WHOLE
+        self,
+        override: str | None,
+        dtype: torch.dtype,
+        device: str,
+        placement: Placement = WHOLE,
+        progress: Progress = silent,
     ) -> PreTrainedModel:
         """The target it was made from. Raises ArtifactError where the weights are not the same."""
         from factory.models.loading import load_model, require_finite
@@ -131,14 +139,16 @@ class Artifact:
             source = (self.pulled() or {}).get("base_model")  # what its publisher says is the same model on the Hub
             if not source:
                 raise ArtifactError(f"{self.folder}: its target {made_from['path']} is gone; name it with --target")
-        located = locate(source, None if override else made_from["revision"])
-        if model_identity(located.folder, self.folder.parent / ".cache" / "identity.json") != made_from["identity"]:
+        located = locate(source, None if override else made_from["revision"], progress)
+        known = self.folder.parent / ".cache" / "identity.json"
+        if model_identity(located.folder, known, progress) != made_from["identity"]:
             raise ArtifactError(
                 f"{self.folder}: made from {made_from['model']}, but weights, config or tokenizer in {located.folder} "
                 "are not the same; name the right target with --target, or build the drafter again"
             )
-        target = load_model(located.folder, dtype=dtype, device=device, placement=placement)
-        require_finite(target)
+        with step(progress, "loading the target"):
+            target = load_model(located.folder, dtype=dtype, device=device, placement=placement)
+            require_finite(target)
         return target
 
     def evals(self) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from factory.artifact import Artifact, artifact_folders
 from factory.errors import ArtifactError, DataError
 from factory.models.located import locate
-from factory.progress import Progress
+from factory.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ class Pair:
     notes: tuple[str, ...]  # what runs how, a line each
 
 
-def open_artifact(folder: Path) -> Artifact:
+def open_artifact(folder: Path, progress: Progress = silent) -> Artifact:
     """The artifact, every file compared with its manifest. Raises ArtifactError."""
     if folder.is_dir() and not (folder / "manifest.json").is_file():
         if (folder / "config.json").is_file():
@@ -40,7 +40,7 @@ def open_artifact(folder: Path) -> Artifact:
         if inside := artifact_folders(folder):
             raise ArtifactError(f"{folder}: holds several drafters; name one: {', '.join(map(str, inside))}")
     artifact = Artifact.open(folder)
-    artifact.verify()
+    artifact.verify(progress)
     return artifact
 
 
@@ -73,9 +73,9 @@ def open_pair(
     steps = 2 if artifact is None else 3
     progress(0, steps, "loading, the target")
     if artifact is not None:
-        model = artifact.load_target(target, computed_in, where)
+        model = artifact.load_target(target, computed_in, where, progress=progress)
     else:
-        model = loading.load_model(locate(target or "").folder, dtype=computed_in, device=where)
+        model = loading.load_model(locate(target or "", progress=progress).folder, dtype=computed_in, device=where)
         loading.require_finite(model)
     tokenizer = loading.load_tokenizer(model.config.name_or_path)
     read = open_reader(model, reader)

@@ -38,7 +38,7 @@ from factory.errors import ArtifactError, DataError, ModelError
 from factory.files.atomic import write_atomically
 from factory.models.loading import fingerprint, resolve_device
 from factory.processes import ALONE, Processes
-from factory.progress import Progress
+from factory.progress import Progress, step
 from factory.provenance import git_sha, hardware, versions
 
 SCHEMA_VERSION = 1
@@ -63,7 +63,7 @@ def measure_map(
     """
     require_devices(plan, together)
     artifact = best_artifact(artifacts)
-    artifact.verify()
+    artifact.verify(progress)
     require_writable(out)
     field = [Entry(artifact, plan.ks, plan.auto_k), Entry(None, plan.lookup_ks, plan.auto_k)]
     # Batches and outputs are the map's, so that parity and near-tie bounds are too; one batch warms an arm up.
@@ -148,7 +148,8 @@ class Mapper:
     def found(self, folder: Path, progress: Progress) -> Figures:
         """What map.json holds. Cells are kept in `folder` as they are done, and none found there is measured again."""
         plan = self._plan
-        bench = open_bench(Order(self._field, plan, self._target, self._context), lambda: None, self._together)
+        order = Order(self._field, plan, self._target, self._context)
+        bench = open_bench(order, lambda: None, self._together, progress)
         known = self._facts(bench)
         partial = Partial(folder, known)
         blocks = [
@@ -242,7 +243,8 @@ class Mapper:
         found = partial.parity([Arm(), *self._arms])
         if found is None:
             ks = sorted({arm.most for arm in self._arms})
-            bounds = bench.bounds(next(iter(self._prompts.values())), ks)
+            with step(progress, "measuring what a near-tie is"):
+                bounds = bench.bounds(next(iter(self._prompts.values())), ks)
             found = self._parity(bench, progress), bounds
             partial.keep_parity(*found)
         return found
@@ -258,6 +260,7 @@ class Mapper:
             done += 1
             progress(done, len(batches) * (1 + len(self._arms)), "parity with the target")
 
+        progress(0, len(batches) * (1 + len(self._arms)), "parity with the target")
         exact = None
         if bench.target.num_parameters() <= LARGEST_EXACT:
             exact = self._anchor.load_target(self._target, torch.float64, "cpu")

@@ -124,10 +124,11 @@ class Witness:
             raise ArtifactError("no artifact to certify: `factory build RECIPE` makes one, `factory ls` lists them")
         device = resolve_device(plan.device)
         dtype, placement = resolve_dtype(plan.dtype, device), placement_of(plan, ALONE)
-        self._model = anchor.load_target(target, dtype, device, placement)
+        self._model = anchor.load_target(target, dtype, device, placement, progress)
         require_vocabulary(field, self._model)
         self._before = fingerprint(self._model)
         self._eos = eos_token_ids(self._model)
+        progress(0, 3, "opening, the target")
         reader = opened(self._model, plan.reader)
         self._law_tokens = min(scale.law_prompt_tokens, reader.context - max(self._ks) - 3)
         room = reader.context - scale.new_tokens - 1
@@ -149,8 +150,10 @@ class Witness:
         given = (prompts, limits, self._ks, scale.batch, sampling_of(plan, 0.0))
         drafts_on = str(reader.device) if plan.drafter_device == "auto" else plan.drafter_device
         self._served = Side(self._model, reader, plan.drafter_reader, drafts_on, *given)
+        progress(1, 3, "opening, the drafters")
         for entry in field:
             self._try_out(entry)
+        progress(2, 3, "opening, the target in float64")
         self._exact: PreTrainedModel | None = None
         self._exact_sides: list[Side] = []
         if self._model.num_parameters() <= LARGEST_EXACT:
@@ -159,6 +162,7 @@ class Witness:
             self._exact_sides = [Side(self._exact, eager, "eager", "cpu", *given)]
             if other.name != eager.name:
                 self._exact_sides.append(Side(self._exact, other, plan.drafter_reader, "cpu", *given))
+        progress(3, 3, "opening, target and drafters")
 
     @property
     def parameters(self) -> int:

@@ -31,6 +31,7 @@ from factory.decoding.sampling import Noise, Sampling
 from factory.models.loading import eos_token_ids, fingerprint
 from factory.models.placement import cuda_devices, layer_devices
 from factory.processes import ALONE, Processes
+from factory.progress import Progress, silent
 
 # What a plan and a Sampling call the same.
 PROCESSORS = tuple(known.name for known in fields(Sampling) if known.name != "temperature")
@@ -125,6 +126,7 @@ class Bench:
         context: int,
         told: Callable[[], None],
         together: Processes = ALONE,
+        progress: Progress = silent,
     ) -> None:
         """`context`: the shortest among target and drafters. `told` is called after every timed output.
 
@@ -133,15 +135,18 @@ class Bench:
         require_vocabulary(field, target)
         self.plan, self.target, self.together = plan, target, together
         self.weights = fingerprint(target)  # as they were when it was loaded
+        progress(0, 1 + len(field), "opening, the target")
         self.reader = opened(target, plan.reader)
         drafts_on = str(self.reader.device) if plan.drafter_device == "auto" else plan.drafter_device
         if plan.tensor_parallel:
             self.reader = LeadingReader(self.reader, target, together.told)
         self._sharing = ALONE if plan.tensor_parallel else together
         vocabulary, kind = self.reader.vocabulary, plan.drafter_reader
-        self.running = {
-            entry: start(entry, vocabulary, target.dtype, drafts_on, kind, self.reader.device) for entry in field
-        }
+        self.running = {}
+        for number, entry in enumerate(field, 1):
+            progress(number, 1 + len(field), f"opening, {entry.arms[0].artifact or entry.arms[0].drafter}")
+            self.running[entry] = start(entry, vocabulary, target.dtype, drafts_on, kind, self.reader.device)
+        progress(1 + len(field), 1 + len(field), "opening, target and drafters")
         self.drafting: dict[Arm, Running] = {arm: run for entry, run in self.running.items() for arm in entry.arms}
         readers = [self.reader, *(run.reader for run in self.running.values() if run.reader is not None)]
         self.devices = tuple(map(str, dict.fromkeys([*layer_devices(target), *(reader.device for reader in readers)])))

@@ -27,6 +27,7 @@ from factory.models.loading import resolve_device, resolve_dtype
 from factory.models.located import read_config
 from factory.models.placement import layer_devices, tensor_parallel_size, why_divided
 from factory.processes import Processes
+from factory.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,15 @@ class Order:
         return next(entry.artifact for entry in self.field if entry.artifact is not None)
 
 
-def open_bench(order: Order, told: Callable[[], None], together: Processes) -> Bench:
-    """The first process's bench; the others open theirs.
+def open_bench(order: Order, told: Callable[[], None], together: Processes, progress: Progress = silent) -> Bench:
+    """The first process's bench; the others open theirs. `progress` is told of the opening, `told` of what is timed.
 
     Raises what loading raises, and UnsupportedModel for a target that cannot be divided over so many processes.
     """
     if order.plan.tensor_parallel:
         _require_divisible(order.anchor, together.world)
     together.told(order)
-    return _bench(order, told, together)
+    return _bench(order, told, together, progress)
 
 
 def follow(together: Processes) -> None:
@@ -63,7 +64,7 @@ def follow(together: Processes) -> None:
             model = _target(order, together)
             follow_passes(opened(model, order.plan.reader), model, together.told)
         else:
-            _bench(order, lambda: None, together).follow()
+            _bench(order, lambda: None, together, silent).follow()
 
 
 def _require_divisible(anchor: Artifact, processes: int) -> None:
@@ -79,14 +80,15 @@ def _require_divisible(anchor: Artifact, processes: int) -> None:
         )
 
 
-def _bench(order: Order, told: Callable[[], None], together: Processes) -> Bench:
-    return Bench(order.field, order.plan, _target(order, together), order.context, told, together)
+def _bench(order: Order, told: Callable[[], None], together: Processes, progress: Progress) -> Bench:
+    target = _target(order, together, progress)
+    return Bench(order.field, order.plan, target, order.context, told, together, progress)
 
 
-def _target(order: Order, together: Processes) -> PreTrainedModel:
+def _target(order: Order, together: Processes, progress: Progress = silent) -> PreTrainedModel:
     device = resolve_device(order.plan.device)
     dtype = resolve_dtype(order.plan.dtype, device)
-    return order.anchor.load_target(order.target, dtype, device, placement_of(order.plan, together))
+    return order.anchor.load_target(order.target, dtype, device, placement_of(order.plan, together), progress)
 
 
 def words(bench: Bench) -> list[str]:

@@ -39,7 +39,7 @@ def build(
     """
     folder, model = Path(out), None if target is None else str(target)
     if recipe is None:
-        recipe, reason = default_recipe_file(model, folder)
+        recipe, reason = default_recipe_file(model, folder, progress or silent)
         _LOG.info("%s", reason)
     source = recipe if isinstance(recipe, Mapping) else Path(recipe)
     candidates = load(source, settings, model, many="all" if anyway else "refuse")
@@ -51,7 +51,7 @@ def build(
     return build_candidates(candidates, folder, progress or silent, jobs=jobs, anyway=anyway)
 
 
-def default_recipe_file(target: str | None, out: Path) -> tuple[Path, str]:
+def default_recipe_file(target: str | None, out: Path, progress: Progress = silent) -> tuple[Path, str]:
     """A recipe made for a target that is given without one, and why it is so; it is kept beside the cache of `out`.
 
     Raises FactoryError where there is no target either, ModelError, UnsupportedModel.
@@ -64,7 +64,7 @@ def default_recipe_file(target: str | None, out: Path) -> tuple[Path, str]:
     from factory.models.located import locate, read_config
 
     name = str(Path(target).resolve()) if Path(target).is_dir() else target  # the recipe may be moved
-    made = default_recipe(name, read_config(locate(target).folder), profile.load())
+    made = default_recipe(name, read_config(locate(target, progress=progress).folder), profile.load())
     path = out / ".cache" / "recipes" / f"{made.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, made.text)

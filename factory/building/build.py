@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from factory.files.atomic import locked
 from factory.files.disk import DiskError, disk_errors
 from factory.models.located import locate, model_identity, read_config, require_complete
 from factory.processes import Processes, launched, peers_missed
-from factory.progress import silent
+from factory.progress import silent, step
 from factory.recipes.recipe import Loaded
 from factory.stages import Distill
 
@@ -103,14 +104,15 @@ def _jobs(candidates: Sequence[Loaded], out: Path, progress: Progress) -> list[J
     _require_possible(candidates, config)
     _require_same_sizes(candidates, config)
     require_complete(located.folder)
-    identity = model_identity(located.folder, out / ".cache" / "identity.json")
+    identity = model_identity(located.folder, out / ".cache" / "identity.json", progress)
     entries: dict[str, list[Entry] | None] = {}  # read once: candidates share the very list
     jobs = []
     for loaded in candidates:
         data = loaded.recipe.data
         key = data.model_dump_json(include={"prompts"}) if data else ""
         if key not in entries:
-            entries[key] = data.entries(out / ".cache" / "prompts") if data else None
+            with step(progress, "reading prompts") if data else nullcontext():
+                entries[key] = data.entries(out / ".cache" / "prompts") if data else None
         jobs.append(Job(loaded, located, identity, config, out, entries[key], progress))
     return jobs
 

@@ -18,14 +18,17 @@ from dataclasses import replace
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from factory import logs
 from factory.building.job import Job, Progress
 from factory.building.tasks import Task
 from factory.errors import FactoryError
 from factory.files.disk import DiskError, disk_errors
+from factory.interrupts import held
 from factory.processes import ALONE, Processes
-from factory.progress import silent
+from factory.progress import silent, step
 
 if TYPE_CHECKING:
     from factory.building.workshop import Workshop
@@ -45,10 +48,12 @@ class Bench:
         job = self._jobs[task.job]
         with disk_errors(job.out):
             if self._workshop is None:
+                job.progress(0, 1, "starting")
                 from factory.building.workshop import Workshop  # torch: only where there is something to do
                 from factory.models import loading as models  # noqa: F401 - quietens transformers before it is imported
 
                 self._workshop = Workshop(job, self._together)
+                job.progress(1, 1, "starting")
             else:
                 self._workshop.turn_to(job)
             if task.kind == "text":
@@ -59,7 +64,8 @@ class Bench:
                 self._workshop.run_stage(task.count)
             else:
                 if self._together.first:
-                    self._workshop.assemble(task.name, task.count)
+                    with step(job.progress, "putting the artifact together"):
+                        self._workshop.assemble(task.name, task.count)
                 self._together.wait()
 
 
@@ -157,9 +163,12 @@ class _Worker:
         self.line, end = context.Pipe()
         self.task: Task | None = None
         self.process: BaseProcess = context.Process(
-            target=_work, args=(end, jobs, threads, share, _Inherited(lock)), daemon=True, name="factory worker"
+            target=_work,
+            args=(end, jobs, threads, share, _Inherited(lock), logs.given_on()),
+            daemon=True,
+            name="factory worker",
         )
-        with _ctrl_c_kept_from_children():
+        with held(), _ctrl_c_kept_from_children():
             self.process.start()
         end.close()  # so that the line ends with the process
 
@@ -237,9 +246,12 @@ def _ctrl_c_kept_from_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(line: Any, jobs: Sequence[Job], threads: int | None, share: int, _lock: int) -> None:
+def _work(
+    line: Any, jobs: Sequence[Job], threads: int | None, share: int, _lock: int, log: tuple[Path | None, bool]
+) -> None:
     """A process's whole life, the lock open as long as it lives. `share` is how many of them share the threads."""
     threading.Thread(target=_end_with_the_build, daemon=True).start()
+    logs.join(log)
     from factory.models import loading as models  # noqa: F401 - quietens transformers before it is imported
 
     import torch  # isort: skip

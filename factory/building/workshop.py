@@ -36,6 +36,7 @@ from factory.forecasting.profile import load as load_profile
 from factory.models import loading as models
 from factory.models.located import model_identity, read_config
 from factory.processes import ALONE, Processes
+from factory.progress import bytes_shown, step
 from factory.provenance import sha256_file
 from factory.stages import AnyStage, Distill, Given, QuantizingStage, StructuralStage
 from factory.surgery.carving import carve_folder, copy_beside
@@ -64,12 +65,11 @@ class Workshop:
     def target(self) -> PreTrainedModel:
         """The target, loaded at the first call. Raises ModelError where its weights are damaged."""
         if self._target is None:
-            self._job.progress(0, 1, "loading the target")
-            dtype = models.resolve_dtype(self._job.recipe.target.dtype, self._device)
-            self._target = models.load_model(self._job.located.folder, dtype=dtype, device=self._device)
-            models.require_finite(self._target)
-            self._bits = models.fingerprint(self._target)
-            self._job.progress(1, 1, "loading the target")
+            with step(self._job.progress, "loading the target"):
+                dtype = models.resolve_dtype(self._job.recipe.target.dtype, self._device)
+                self._target = models.load_model(self._job.located.folder, dtype=dtype, device=self._device)
+                models.require_finite(self._target)
+                self._bits = models.fingerprint(self._target)
         return self._target
 
     def write_text(self) -> None:
@@ -169,9 +169,10 @@ class Workshop:
         if not self._processes.first:
             return
         files = sorted((working / "model").iterdir())
+        more = bytes_shown(job.progress, "hashing what was written", sum(path.stat().st_size for path in files))
         for path in files:
             readable(path)
-        sums = {path.name: sha256_file(path) for path in files}
+        sums = {path.name: sha256_file(path, more) for path in files}
         record = {"stage": stage.model_dump(), "version": stage.version, "facts": {**facts, **taken}, "files": sums}
         write_atomically(working / "stage.json", json.dumps(record, indent=1))
 
@@ -219,8 +220,9 @@ class Workshop:
         drafter = models.load_model(source, dtype=torch.float32, device=self._device)  # master weights
         facts = stage.apply(drafter, given)
         if self._processes.first:
-            drafter.to(models.DTYPES[config["dtype"]]).save_pretrained(destination)
-            copy_beside(source, destination)
+            with step(given.progress, "saving the drafter"):
+                drafter.to(models.DTYPES[config["dtype"]]).save_pretrained(destination)
+                copy_beside(source, destination)
         return facts
 
     def _carved(
@@ -234,7 +236,8 @@ class Workshop:
             model = self.target() if first else models.load_model(source, dtype=dtype, device=self._device)
             scores = stage.measure(model, given)
         edit = stage.decide(shape_from_config(config), scores, given.seed)
-        carve_folder(source, destination, config, edit)
+        with step(given.progress, f"{stage.kind}: cutting"):
+            carve_folder(source, destination, config, edit)
         return {"edit": asdict(edit), "scores": scores}
 
     def assemble(self, name: str, count: int) -> Artifact:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from factory.cli.shell import JsonOption, SetOption, TargetOption, app, reported
+from factory.cli.completion import devices, recipe_files
+from factory.cli.shell import JsonOption, QuietOption, SetOption, TargetOption, VerboseOption, app, reported
 from factory.errors import FactoryError
+from factory.progress import shown_progress
 
 if TYPE_CHECKING:
     from factory.forecasting.estimate import Forecast
@@ -22,13 +24,19 @@ if TYPE_CHECKING:
 @app.command()
 @reported
 def check(
-    recipes: Annotated[list[str], typer.Argument(metavar="RECIPES...", help="files, folders or patterns")],
+    recipes: Annotated[
+        list[str], typer.Argument(metavar="RECIPES...", help="files, folders or patterns", autocompletion=recipe_files)
+    ],
     target: TargetOption = None,
     settings: SetOption = None,
     device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="forecast for: here, or a profile such as h200")
+        str,
+        typer.Option(
+            "--device", metavar="NAME", help="forecast for: here, or a profile such as h200", autocompletion=devices
+        ),
     ] = "here",
     as_json: JsonOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Say what is wrong with recipes, or forecast what they will make. Loads no model.
 
@@ -171,11 +179,14 @@ def doctor(
     measure: Annotated[bool, typer.Option("--measure/--no-measure", help="measure the profile and keep it")] = True,
     folder: Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder whose disk is meant")] = Path(),
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Say what this machine has and can reach, and measure what forecasts need to know of it."""
     from factory.forecasting.doctor import examine
 
-    found = examine(measure, folder)
+    with shown_progress(quiet) as progress:
+        found = examine(measure, folder, progress)
     for line in found.lines():
         typer.echo(line)
     if as_json:

@@ -9,19 +9,28 @@ from typing import Annotated, Any
 
 import typer
 
-from factory.cli.shell import JsonOption, QuietOption, TargetOption, app, reported
+from factory.cli.completion import artifact_folders, plans
+from factory.cli.shell import JsonOption, QuietOption, TargetOption, VerboseOption, app, reported
 from factory.errors import FactoryError
+from factory.logs import aside
 from factory.processes import Processes, launched, peers_missed, world_size
-from factory.progress import shown_progress
+from factory.progress import shown_progress, step
 
 
 @app.command(name="eval")
 @reported
 def evaluate(
     artifacts: Annotated[
-        list[str], typer.Argument(metavar="ARTIFACTS...", help="drafters, folders of them, or user/name on the Hub")
+        list[str],
+        typer.Argument(
+            metavar="ARTIFACTS...",
+            help="drafters, folders of them, or user/name on the Hub",
+            autocompletion=artifact_folders,
+        ),
     ],
-    plan: Annotated[str, typer.Option(metavar="PLAN", help="a shipped plan's name, or a YAML file")] = "default",
+    plan: Annotated[
+        str, typer.Option(metavar="PLAN", help="a shipped plan's name, or a YAML file", autocompletion=plans)
+    ] = "default",
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="your own prompts: .jsonl or lines")
     ] = None,
@@ -37,11 +46,13 @@ def evaluate(
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Judge drafters: are their outputs the target's own, and are they faster?"""
     if certified and world_size() > 1:
         raise FactoryError("--certify is one process's work: start it alone, without a launcher")
-    together = launched()
+    with aside():
+        together = launched()
     with peers_missed():
         if together.first:
             _judge(artifacts, plan, prompts, out, target, mapped, certified, as_json, quiet, together)
@@ -81,10 +92,11 @@ def _judge(
     asked: dict[str, Any] = {"target": target, "out": out, "together": together}
     console = Console(width=None if sys.stdout.isatty() else 160)
     if certified:
-        from eval.lossless.certificate import terminal
-        from eval.lossless.certify import certify
-
         with shown_progress(quiet) as progress:
+            with step(progress, "starting"):
+                from eval.lossless.certificate import terminal
+                from eval.lossless.certify import certify
+
             made = certify(judged, chosen, target=target, prompts_file=prompts, progress=progress)
         for certificate in made:
             console.print(terminal(certificate))
@@ -94,10 +106,11 @@ def _judge(
             raise typer.Exit(1)
         return
     if mapped:
-        from eval.breakeven.map import measure_map
-        from eval.report.heatmap import map_table
-
         with shown_progress(quiet) as progress:
+            with step(progress, "starting"):
+                from eval.breakeven.map import measure_map
+                from eval.report.heatmap import map_table
+
             found = measure_map(judged, chosen, **asked, prompts_file=prompts, progress=progress)
         console.print(map_table(found))
         typer.echo(f"report: {out / 'report.html'}")
@@ -107,6 +120,9 @@ def _judge(
     from eval.api import evaluate as judge
 
     with shown_progress(quiet) as progress:
+        with step(progress, "starting"):
+            import eval.evaluation  # noqa: F401 - torch and transformers: only once there is surely something to judge
+
         judgement = judge(judged, plan=chosen, **asked, prompts=prompts, progress=progress)
     from eval.report.published import compared, published_table
     from eval.report.writing import terminal_table
@@ -124,8 +140,20 @@ def _judge(
 
 @app.command()
 @reported
-def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="where an eval wrote its results")]) -> None:
+def report(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="where an eval wrote its results", autocompletion=artifact_folders),
+    ],
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
     """Draw the report of an evaluation again, from its results."""
-    from eval.report.writing import redraw
+    with shown_progress(quiet) as progress, step(progress, "drawing"):
+        from eval.report.writing import redraw
 
-    typer.echo(f"report: {redraw(folder)}")
+        drawn = redraw(folder)
+    typer.echo(f"report: {drawn}")
+    if as_json:
+        typer.echo(json.dumps({"report": str(drawn)}))

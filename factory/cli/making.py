@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from factory.cli.shell import JsonOption, QuietOption, SetOption, TargetOption, app, reported
+from factory.cli.completion import recipe_files
+from factory.cli.shell import JsonOption, QuietOption, SetOption, TargetOption, VerboseOption, app, reported
 from factory.processes import is_first
 from factory.progress import shown_progress
 
@@ -18,7 +19,12 @@ from factory.progress import shown_progress
 @reported
 def build(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="a recipe's YAML file; without one, --target's default")
+        Path | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="a recipe's YAML file; without one, --target's default",
+            autocompletion=recipe_files,
+        ),
     ] = None,
     target: TargetOption = None,
     settings: SetOption = None,
@@ -29,6 +35,7 @@ def build(
     yes: Annotated[bool, typer.Option("--yes", help="build a large grid, or what is forecast not to fit")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Make the drafters that a recipe describes. Run again, it goes on from where it stopped."""
     from factory.api.making import build as make
@@ -37,7 +44,8 @@ def build(
 
     began_s = time.monotonic()
     if recipe is None:
-        recipe, reason = default_recipe_file(target, out)
+        with shown_progress(quiet or not is_first()) as progress:
+            recipe, reason = default_recipe_file(target, out, progress)
         if is_first():
             typer.echo(f"{reason}\nthe recipe is {recipe}: copy it to change it", err=True)
     with shown_progress(quiet or not is_first()) as progress:

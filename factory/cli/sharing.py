@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from factory.cli.shell import JsonOption, QuietOption, app, reported
-from factory.progress import shown_progress
+from factory.cli.completion import artifact_folders
+from factory.cli.shell import JsonOption, QuietOption, VerboseOption, app, reported
+from factory.progress import shown_progress, step
 from factory.wording import size
 
 if TYPE_CHECKING:
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 @app.command()
 @reported
 def publish(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="a drafter's folder, evaluated")],
+    artifact: Annotated[
+        Path,
+        typer.Argument(metavar="ARTIFACT", help="a drafter's folder, evaluated", autocompletion=artifact_folders),
+    ],
     to: Annotated[str, typer.Option("--to", metavar="USER/NAME", help="the repository on the Hub")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="list every file; no network, no token")] = False,
     revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="publish to a branch, made if need be")] = None,
@@ -37,6 +42,7 @@ def publish(
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Publish a drafter on the Hugging Face Hub, with a card of what was measured.
 
@@ -48,9 +54,13 @@ def publish(
 
     opened, wishes = Artifact.open(artifact), Wishes(license_name, base_model, even_if_slower)
     place = Place(to, revision, pull_request, private, message)
-    standing = passed(opened, to, wishes)
-    account = "" if dry_run else sign_in(place)
-    with prepared(opened, to, standing, wishes, network=not dry_run) as publication:
+    with ExitStack() as stack:
+        with shown_progress(quiet) as progress:
+            standing = passed(opened, to, wishes, progress)
+            account = "" if dry_run else sign_in(place)
+            with step(progress, "preparing the card"):
+                preparing = prepared(opened, to, standing, wishes, network=not dry_run)
+                publication = stack.enter_context(preparing)
         for note in publication.notes:
             typer.echo(f"note: {note}", err=True)
         if dry_run:
@@ -93,6 +103,7 @@ def pull(
     out: Annotated[Path, typer.Option(metavar="DIR", help="the folder that gets DIR/NAME")] = Path("artifacts"),
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Fetch a published drafter, every file compared with its manifest. Done again, it goes on, or does nothing."""
     from factory.publishing.pull import pull as pull_drafter

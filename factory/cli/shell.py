@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 
-from factory import __version__
+from factory import __version__, interrupts, logs
 from factory.errors import FactoryError
 from factory.processes import is_first, spoken, world_size
 
@@ -25,7 +26,6 @@ app = typer.Typer(
     name="factory",
     help="Make a speculative-decoding drafter out of your own model, and measure whether it pays.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -34,39 +34,61 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change the recipe, such as stages.0.keep=2")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="end with one line of JSON on stdout")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="no progress")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="no progress")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="logs on stderr, not in a file")]
 
 
 def main() -> None:
-    """The console script."""
-    app()
+    """The whole process of one command; `factory.__main__` watches for signals before this file is imported."""
+    try:
+        interrupts.watch()
+        app(prog_name="factory")
+    finally:
+        interrupts.end_where_interrupted()
 
 
 def reported(command: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A command whose failures become one message and an exit code."""
+    """A command whose failures become one message and an exit code, and with `as_json` one line of JSON.
+
+    Its parameters `verbose` and `as_json` are read here, whatever it does with them itself.
+    """
 
     @functools.wraps(command)
     def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        as_json = bool(kwargs.get("as_json"))
+        if interrupts.watching():  # the process is this command's alone
+            logs.begin(command.__name__, bool(kwargs.get("verbose")))
         try:
             return command(*args, **kwargs)
         except (typer.Exit, BrokenPipeError):
             raise
         except FactoryError as error:
-            typer.echo(spoken(str(error)), err=True)
+            _tell(str(error), error, 2, as_json)
             raise _exit(2) from None
         except KeyboardInterrupt:
-            if is_first():
-                typer.echo("\ninterrupted: what is finished is kept, and the same command goes on from there", err=True)
+            interrupts.end_where_interrupted()
+            typer.echo(f"\n{interrupts.words()}", err=True)  # nobody watches in this process
             raise _exit(130) from None
         except Exception as error:
             first_line = (str(error).strip() or "no message").splitlines()[0]
             message = (
                 f"a fault of this program: {type(error).__name__}: {first_line}\nthe traceback is in {_log(error)}"
             )
-            typer.echo(spoken(message), err=True)
+            _tell(message, error, 1, as_json)
             raise _exit(1) from None
+        finally:
+            logs.end()
 
     return wrapper
+
+
+def _tell(message: str, error: BaseException, code: int, as_json: bool) -> None:
+    """Say what went wrong, and where it stands what libraries said before, if they said anything."""
+    typer.echo(spoken(message), err=True)
+    if (log := logs.log_file()) is not None:
+        typer.echo(spoken(f"what libraries said before is in {log}"), err=True)
+    if as_json and is_first():
+        typer.echo(json.dumps({"error": {"kind": type(error).__name__, "message": message, "exit_code": code}}))
 
 
 def _exit(code: int) -> typer.Exit:
@@ -80,11 +102,10 @@ def _exit(code: int) -> typer.Exit:
 
 def _log(error: Exception) -> Path:
     """The traceback in a file of its own, in the cache folder or else the temporary one."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drafter-factory"
     name = f"fault-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     text = f"factory {__version__}, Python {sys.version.split()[0]}\n{sys.argv}\n\n"
     text += "".join(traceback.format_exception(error))
-    for folder in (cache, Path(tempfile.gettempdir())):
+    for folder in (logs.cache_folder(), Path(tempfile.gettempdir())):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")

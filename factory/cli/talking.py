@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from factory.cli.shell import QuietOption, TargetOption, app, reported
+from factory.cli.completion import artifact_folders
+from factory.cli.shell import QuietOption, TargetOption, VerboseOption, app, reported
+from factory.interrupts import left_to_python
 from factory.progress import shown_progress
 
 
@@ -17,7 +20,12 @@ from factory.progress import shown_progress
 @reported
 def chat(
     artifact: Annotated[
-        Path | None, typer.Argument(metavar="[ARTIFACT]", help="the drafter's folder; without one, --target alone")
+        Path | None,
+        typer.Argument(
+            metavar="[ARTIFACT]",
+            help="the drafter's folder; without one, --target alone",
+            autocompletion=artifact_folders,
+        ),
     ] = None,
     target: TargetOption = None,
     k: Annotated[str, typer.Option("--k", metavar="N|auto", help="guesses a round")] = "auto",
@@ -31,6 +39,7 @@ def chat(
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="a system message; needs a chat template")] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="of the sampling; the same gives the same")] = 0,
     quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Talk with the target while the drafter drafts, and see what that gains. Reads lines from a pipe as well.
 
@@ -46,8 +55,8 @@ def chat(
         temperature=settings.temperature(temperature, "--temperature"),
         max_new_tokens=max_new_tokens,
     )
-    opened = open_artifact(artifact) if artifact is not None else None
     with shown_progress(quiet) as progress:
+        opened = open_artifact(artifact, progress) if artifact is not None else None
         session, notes = open_session(
             opened,
             target,
@@ -71,6 +80,7 @@ def chat(
     for note in notes:
         screen.note(note)
     talk = Talk(session, screen, interactive)
-    talk.run(joined(typed if interactive else piped(sys.stdin)))
+    with left_to_python() if interactive else nullcontext():  # there Ctrl-C ends an answer, and not the talk
+        talk.run(joined(typed if interactive else piped(sys.stdin)))
     if talk.refused and not interactive:
         raise typer.Exit(2)

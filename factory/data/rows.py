@@ -14,6 +14,7 @@ from typing import Any
 
 from factory.errors import DataError
 from factory.hub import Asked, diagnose, first_line, require_hub_name, without_token
+from factory.logs import quieten
 
 FILE_KINDS = (".txt", ".jsonl", ".parquet")
 
@@ -98,6 +99,7 @@ def dataset_rows(name: str, subset: str | None, split: str, wanted: Collection[s
         require_hub_name(name, DataError, "dataset")
         diagnose(Asked(name, "read", kind="dataset"), DataError)  # at once; the library tries again for long
     datasets.disable_progress_bars()
+    quieten("datasets", "fsspec")
     said = dataset_name(name, subset, split)
     try:
         stream = datasets.load_dataset(name, subset, split=split, streaming=True)

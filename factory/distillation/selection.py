@@ -29,6 +29,7 @@ def reference_losses(
     train(reference)
     head = reference.get_output_embeddings()
     found = []
+    progress(0, len(text), "the reference reads")
     with torch.no_grad():
         for start in range(0, len(text), READ_ROWS):
             rows = range(start, min(start + READ_ROWS, len(text)))

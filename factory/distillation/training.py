@@ -69,6 +69,8 @@ class Training:
                 self._look()
             if not done and not self.stopped_early and self.step % self._stage.checkpoint_every == 0:
                 self._save()
+        if self.step < self.steps:  # patience had an end
+            self._given.progress(self.step, self.step, self._said())
         self._finish()
 
     def facts(self) -> dict[str, Any]:
@@ -192,6 +194,7 @@ class Training:
 
     def _resume(self) -> None:
         state = self._checkpoint.load(self._model, self._optimizers)
+        self._given.progress(state["step"] if state is not None else 0, self.steps, "distilling")
         if state is None:
             self._look()
             return

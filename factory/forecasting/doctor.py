@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from factory.forecasting import profile as profiles
 from factory.forecasting.gauge import measured
 from factory.forecasting.profile import DeviceProfile
 from factory.hub import hub_access
+from factory.progress import Progress, silent, step
 from factory.wording import size
 
 PACKAGES = (
@@ -92,16 +92,16 @@ class Examination:
         }
 
 
-def examine(measure: bool = True, folder: Path = Path()) -> Examination:
+def examine(measure: bool = True, folder: Path = Path(), progress: Progress = silent) -> Examination:
     """Look at this machine; `measure` also measures the profile and keeps it. `folder`: whose disk is meant.
 
     Raises FactoryError only where the profile cannot be kept.
     """
-    for noisy in ("torchao", "torch.utils._pytree"):  # about kernels that are for other machines
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    from factory import provenance
-    from factory.models.loading import resolve_device
+    with step(progress, "looking at this machine"):
+        from factory import provenance
+        from factory.models.loading import resolve_device
 
+        hub = hub_access()
     device = resolve_device("auto")
     hardware = provenance.hardware(device)
     kind: profiles.Kind = "cuda" if device.startswith("cuda") else "cpu"
@@ -110,7 +110,7 @@ def examine(measure: bool = True, folder: Path = Path()) -> Examination:
         load, cores = os.getloadavg()[0], os.cpu_count() or 1
         if load > cores / 2:
             notes.append(f"the machine is busy (load {load:.1f} on {cores} cores): measure again when it is quiet")
-        profile = measured(device, str(hardware.get("gpu") or hardware["cpu"]))
+        profile = measured(device, str(hardware.get("gpu") or hardware["cpu"]), progress)
         kept = profiles.store(profile)
     return Examination(
         hardware=hardware,
@@ -118,7 +118,7 @@ def examine(measure: bool = True, folder: Path = Path()) -> Examination:
         kernels=kernels(),
         folder=folder.resolve(),
         free_disk_bytes=free_bytes(folder),
-        hub=hub_access(),
+        hub=hub,
         profile=profile,
         profile_file=kept,
         notes=tuple(notes),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from factory.forecasting import profile as profiles
 from factory.forecasting.profile import DeviceProfile
+from factory.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -30,9 +31,12 @@ _BUDGET_S = 0.7  # of each figure
 _PRODUCT_S = 0.03  # a product that takes so long is large enough
 
 
-def measured(device: str, name: str) -> DeviceProfile:
+def measured(device: str, name: str, progress: Progress = silent) -> DeviceProfile:
     """The profile of a torch device, measured now."""
     import torch
+
+    def figures(done: int, what: str) -> None:
+        progress(done, 5, f"measuring this machine, {what}")
 
     kind: profiles.Kind = "cuda" if device.startswith("cuda") else "cpu"
     streamed = torch.float32 if kind == "cpu" else torch.bfloat16
@@ -40,11 +44,16 @@ def measured(device: str, name: str) -> DeviceProfile:
     if kind == "cuda":
         free, total = torch.cuda.mem_get_info(device)
     with torch.inference_mode():
+        figures(0, "how fast it reads")
         one_row_s, streamed_bytes = _streaming(device, streamed, 1)
         cached = tuple(_cached(device, streamed, size) for size in _CACHED_BYTES) if kind == "cpu" else ()
+        figures(1, "how fast it computes")
         peaks = {str(t).removeprefix("torch."): _product_rate(device, t) for t in (torch.float32, torch.bfloat16)}
+        figures(2, "a few rows at a time")
         few = {str(t).removeprefix("torch."): _few_rows(device, t) for t in (torch.float32, torch.bfloat16)}
+        figures(4, "what decoding adds")
         host = _overheads(device)
+    figures(5, "all of it")
     return DeviceProfile(
         name=name,
         kind=kind,

@@ -158,15 +158,17 @@ def _write(
 
     written: list[tuple[Path, list[str]]] = []
     total_bytes = 0
-    for number, source in enumerate(sources):
-        progress(number, len(sources), "converting")
+    megabytes = sum(source.stat().st_size for source in sources) // 1_000_000
+    progress(0, megabytes + 1, "converting, MB")
+    for source in sources:
         for part in _parts(_state(source), left_out, part_bytes):
             file = working / f"part-{len(written)}"
             save_file(part, file, metadata={"format": "pt"})
             readable(file)
             written.append((file, list(part)))
             total_bytes += sum(tensor.nbytes for tensor in part.values())
-    progress(len(sources), len(sources), "converting")
+            progress(min(total_bytes // 1_000_000, megabytes), megabytes + 1, "converting, MB")
+    progress(megabytes + 1, megabytes + 1, "converting, MB")
     if len(written) == 1:
         written[0][0].rename(working / "model.safetensors")
         return {"model.safetensors": written[0][1]}

@@ -6,10 +6,8 @@ ever run; only safetensors are read. A model that leaves here is in eval mode an
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,15 +20,15 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from factory.errors import ModelError
+from factory.logs import hand_over, quieten
 from factory.models.located import load_failure
 from factory.models.placement import WHOLE, Placement, held_tensors
 from factory.models.quantized import is_quantized, load_quantized
 
-transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-logging.getLogger("accelerate").setLevel(logging.ERROR)  # of weights on the CPU or on disk: `why_divided` says it
-warnings.filterwarnings("ignore", module="transformers")
+# accelerate warns of weights on the CPU or on disk: `why_divided` says it.
+quieten("transformers", "huggingface_hub", "accelerate")
+hand_over("torch")
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

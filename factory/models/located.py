@@ -14,7 +14,7 @@ from typing import Any
 from factory.errors import ModelError
 from factory.files.atomic import write_atomically
 from factory.hub import Asked, download, require_hub_name
-from factory.progress import Progress
+from factory.progress import Progress, bytes_shown
 from factory.provenance import sha256_file, sha256_text
 
 
@@ -67,7 +67,7 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def model_identity(folder: Path, cache_file: Path | None = None) -> str:
+def model_identity(folder: Path, cache_file: Path | None = None, progress: Progress | None = None) -> str:
     """sha256 over all that decides what a model says: weights, config, generation settings, tokenizer.
 
     Hashing reads every byte, so a file's sum is kept in `cache_file`, keyed by size and mtime. Who
@@ -80,18 +80,24 @@ def model_identity(folder: Path, cache_file: Path | None = None) -> str:
     if cache_file is not None and cache_file.is_file():
         with contextlib.suppress(ValueError):  # a damaged cache is only a cache
             known = json.loads(cache_file.read_text())
-    sums: dict[str, str] = {}
-    for file in files:
-        stat = file.resolve().stat()
-        key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        sums[file.name] = known.setdefault(key, "") or sha256_file(file)
-        known[key] = sums[file.name]
+    keys = {file: _key(file) for file in files}
+    unknown = [file for file in files if keys[file] not in known]
+    total = sum(file.stat().st_size for file in unknown)
+    more = bytes_shown(progress, "hashing the target", total) if progress is not None and unknown else None
+    known |= {keys[file]: sha256_file(file, more) for file in unknown}
+    sums = {file.name: known[keys[file]] for file in files}
     if cache_file is not None:
         with contextlib.suppress(OSError):  # a read-only folder is hashed anew each time
             cache_file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(cache_file, json.dumps(known, indent=1))
     settings = {"config.json": _settings(read_config(folder)), **_beside_sums(folder)}
     return sha256_text(json.dumps({"weights": sums, **settings}, sort_keys=True))
+
+
+def _key(file: Path) -> str:
+    """What a file's sum is kept under: whoever changes it changes one of these."""
+    stat = file.resolve().stat()
+    return f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def _beside_sums(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ known about its manners is here. It is imported at the first quantised folder, n
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from factory.anatomy.families import anatomy_of
 from factory.errors import ModelError
+from factory.logs import quieten, sink
 from factory.models.located import load_failure, read_config
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def gptqmodel() -> ModuleType:
         # One of its dependencies calls logging.basicConfig(INFO): every library's chatter would reach the terminal.
         root.handlers[:] = handlers
         root.setLevel(level)
-    logging.getLogger("logbar").setLevel(logging.ERROR)
+    quieten("logbar", "gptqmodel", "optimum", "tokenicer", "device_smi")
     # Its pool's threads end the whole process on any exception, which also reaches the caller as it should.
     for worker in vars(threadx).values():
         if hasattr(worker, "_abort_process"):
@@ -191,22 +191,15 @@ def gptqmodel() -> ModuleType:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing that the body prints is shown, and no file that it drops into the current folder stays.
+    """What the body prints goes into the log, and no file that it drops into the current folder stays.
 
     gptqmodel draws bars and tables on stdout whatever its log level, and makes a folder `logs` where
-    it runs. What goes wrong it raises, so nothing is lost. Give it absolute paths.
+    it runs. What goes wrong it raises, so nothing is lost without a log. Give it absolute paths.
     """
     with (
         tempfile.TemporaryDirectory() as elsewhere,
         contextlib.chdir(elsewhere),
-        contextlib.redirect_stdout(_Nowhere()),
-        contextlib.redirect_stderr(_Nowhere()),
+        contextlib.redirect_stdout(sink()),
+        contextlib.redirect_stderr(sink()),
     ):
         yield
-
-
-class _Nowhere(io.TextIOBase):
-    """Takes all text and keeps none: a long quantisation would fill a StringIO."""
-
-    def write(self, text: str, /) -> int:
-        return len(text)

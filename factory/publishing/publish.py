@@ -10,6 +10,7 @@ from pathlib import Path
 
 from factory.artifact import Artifact
 from factory.hub import require_hub_name
+from factory.progress import Progress, silent
 from factory.publishing.card import model_card
 from factory.publishing.contents import Entry, contents
 from factory.publishing.gate import PublishError, Standing, standing
@@ -40,14 +41,14 @@ class Publication:
         return sum(entry.size for entry in self.entries)
 
 
-def passed(artifact: Artifact, to: str, wishes: Wishes) -> Standing:
+def passed(artifact: Artifact, to: str, wishes: Wishes, progress: Progress = silent) -> Standing:
     """What may be claimed of it. Raises ArtifactError where files are not the manifest's, PublishError where not."""
     if to.count("/") != 1:
         raise PublishError(
             f"--to {to}: wants user/name, your account or organisation on the Hub and the drafter's name"
         )
     require_hub_name(to, PublishError, "drafter")
-    artifact.verify()
+    artifact.verify(progress)
     return standing(artifact, wishes.even_if_slower)
 
 

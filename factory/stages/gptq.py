@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 from factory.anatomy.shapes import Shape
 from factory.errors import FactoryError, UnsupportedModel
 from factory.given import Given
+from factory.progress import Progress, silent, step
 from factory.stages.base import QuantizingStage
 
 if TYPE_CHECKING:
@@ -116,11 +117,9 @@ class Gptq(QuantizingStage):
         shards = Shards(source, anatomy_of(config), tied=shape_from_config(config).tied)
         for name in shards.names:  # a NaN would end gptqmodel in a thread of its own
             shards.read(name)
-        given.progress(0, 2, f"rounding to {self.bits} bits")
-        quantizer = self.write(source, destination, rows, device)
-        given.progress(1, 2, "comparing what was written")
-        measured = compare(source, destination, quantizer, held_out or rows, device)
-        given.progress(2, 2, "compared")
+        quantizer = self.write(source, destination, rows, device, given.progress)
+        with step(given.progress, "comparing what was written with what was rounded"):
+            measured = compare(source, destination, quantizer, held_out or rows, device)
         return {
             "weight_format": "gptq",
             "bits": self.bits,
@@ -138,7 +137,7 @@ class Gptq(QuantizingStage):
             **measured,
         }
 
-    def write(self, source: Path, destination: Path, rows: TextBlocks, device: str) -> Any:
+    def write(self, source: Path, destination: Path, rows: TextBlocks, device: str, progress: Progress = silent) -> Any:
         """Write the quantised folder; returns gptqmodel's object with the `model` in memory that it was written from.
 
         The tokenizer and every config key but the quantisation's come from `source` unchanged:
@@ -172,8 +171,12 @@ class Gptq(QuantizingStage):
                     quantizer = library.GPTQModel.load(
                         str(padded), settings, dtype=_dtype(config), trust_remote_code=False
                     )
+                    layers = _LayersDone(progress, int(quantizer.model.config.num_hidden_layers), self.bits)
+                    quantizer.layer_callback = layers
                     quantizer.quantize(calibration, batch_size=1, calibration_data_min_length=1)
-                    quantizer.save(scratch)
+                    layers.end()
+                    with step(progress, "saving what was rounded"):
+                        quantizer.save(scratch)
             except Exception as error:  # whatever it raises, this is what it means
                 first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise FactoryError(
@@ -188,6 +191,23 @@ class Gptq(QuantizingStage):
         config = {**config, "dtype": str(_dtype(config)).removeprefix("torch."), "quantization_config": described}
         (destination / "config.json").write_text(json.dumps(config, indent=2))
         return quantizer
+
+
+class _LayersDone:
+    """What gptqmodel calls whenever a layer is rounded, and again when it is packed."""
+
+    def __init__(self, progress: Progress, layers: int, bits: int) -> None:
+        self._progress, self._layers, self._what = progress, layers, f"rounding to {bits} bits"
+        progress(0, layers, self._what)
+
+    def layer_complete(self, layer_idx: int, submodule_finalized: bool) -> None:
+        """Packing may come later, in threads of the library's own."""
+        if not submodule_finalized and layer_idx + 1 < self._layers:
+            self._progress(layer_idx + 1, self._layers, self._what)
+
+    def end(self) -> None:
+        """All are rounded and packed."""
+        self._progress(self._layers, self._layers, self._what)
 
 
 @contextmanager

@@ -129,6 +129,7 @@ def _batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(ids [B, T], mask of real tokens [B, T]) on the model's device."""
     rows = text.rows(range(min(len(text), SCORED_ROWS)))
+    progress(0, len(rows), what)
     with torch.no_grad():
         for start in range(0, len(rows), ROWS_AT_ONCE):
             batch = rows.rows(range(start, min(start + ROWS_AT_ONCE, len(rows))))

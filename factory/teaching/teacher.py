@@ -51,9 +51,13 @@ class OnlineTeacher:
         self._memory = memory if memory is not None and size <= REMEMBERED_BYTES else None
         if self._memory is None:
             return
+        begins = True
         for start in range(0, len(text), READ_ROWS):
             rows = range(start, min(start + READ_ROWS, len(text)))
             if any(self._index[row] not in self._memory for row in rows):
+                if begins:
+                    progress(rows.start, len(text), "the target reads")
+                begins = False
                 part = text.rows(rows)
                 states = torch.split(self._read(part), part.answer_mask.sum(-1).tolist())
                 self._memory |= {self._index[row]: held for row, held in zip(rows, states, strict=True)}

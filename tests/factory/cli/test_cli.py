@@ -14,7 +14,7 @@ import typer
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
-from factory import __version__, cli, progress
+from factory import __version__, cli, interrupts
 from factory.cli import shell
 from factory.errors import DataError
 from factory.forecasting.estimate import WITHOUT_CONFIG
@@ -380,7 +380,7 @@ def test_each_kind_of_failure_has_its_exit_code(
     assert codes["DataError"] == (2, "p.txt: empty\n")
     assert codes["KeyboardInterrupt"] == (
         130,
-        "\ninterrupted: what is finished is kept, and the same command goes on from there\n",
+        f"\n{interrupts.words()}\n",
     )
     (log,) = (tmp_path / "drafter-factory").iterdir()
     message = f"a fault of this program: ZeroDivisionError: first\nthe traceback is in {log}\n"
@@ -401,17 +401,30 @@ def test_without_a_cache_folder_the_log_goes_to_the_temporary_one(
     assert str(log) in capsys.readouterr().err
 
 
-def test_progress_in_a_pipe_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.shown_progress(quiet=False) as show:
-        for done in range(5):
-            show(done, 4, "writing")
-        show(4, 8, "training")  # goes on from a checkpoint
-        show(5, 8, "training, loss 2.2")  # a reading is no new thing
-        show(8, 8, "training, loss 2.1")
-    assert capsys.readouterr().err == "writing: 0/4\nwriting: 4/4\ntraining: 4/8\ntraining, loss 2.1: 8/8\n"
+def test_a_failure_ends_with_a_line_of_json_where_one_was_asked_for(
+    factory: Callable[..., tuple[int, str, str]],
+) -> None:
+    for command in ("build", "check", "eval", "ls", "show", "report", "clean", "convert"):
+        given = ["gone", "out"] if command == "convert" else ["gone"]
+        code, out, err = factory(command, *given, "--json")
+        record = json.loads(out.splitlines()[-1])
+        if command == "check":  # which answers for each recipe
+            assert (code, record["recipes"][0]["faults"]) == (2, [err.strip()])
+        else:
+            assert (code, record["error"]["exit_code"]) == (2, 2), command
+            assert err.strip().endswith(record["error"]["message"])
+            assert record["error"]["kind"].endswith("Error")
 
 
-def test_quiet_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.shown_progress(quiet=True) as show:
-        show(1, 2, "writing")
-    assert capsys.readouterr().err == ""
+def test_commands_without_much_to_say_say_it_in_json_too(factory: Callable[..., tuple[int, str, str]]) -> None:
+    Path("out/.cache/text").mkdir(parents=True)
+    Path("out/.cache/text/a").write_bytes(b"x" * 1234)
+    Path("out/.lock").touch()
+    last = {command: json.loads(factory(command, "out", "--json")[1].splitlines()[-1]) for command in ("ls", "clean")}
+    assert last["ls"] == {"artifacts": []}
+    assert last["clean"] == {
+        "folders": ["out/.cache/text"],
+        "bytes": 1234,
+        "dry_run": False,
+        "replaced_bytes_kept": 0,
+    }

@@ -52,7 +52,7 @@ def test_a_memory_is_read_into_once_and_shared(tiny: Callable[..., PreTrainedMod
     note = lambda done, _total, _what: read.append(done)  # noqa: E731 - a name for one expression
     target, memory = tiny(), Memory()
     first = OnlineTeacher(target, text, 1.0, memory=memory, progress=note)
-    assert read == [16, 32, 40] and len(memory) == 40
+    assert read == [0, 16, 32, 40] and len(memory) == 40
     second = OnlineTeacher(target, text, 1.0, memory=memory, progress=note)
-    assert read == [16, 32, 40]
+    assert read == [0, 16, 32, 40]
     assert torch.equal(first.predictions([7, 3]).hidden, second.predictions([7, 3]).hidden)
