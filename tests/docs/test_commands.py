@@ -112,6 +112,8 @@ NOT_DONE = {
         "accelerate launch *",
         "torchrun *",
     ],
+    "it writes into the start file of the shell that you are in": ["factory --install-completion"],
+    "it is of the shell that you are in": ["factory --show-completion"],
     "it sends to the Hub; tests/factory/publishing does it, to one on this machine": [
         "factory publish artifacts/demo/quick --to user/name",
     ],
@@ -194,6 +196,7 @@ def clone(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setenv("HOME", str(folder))  # nothing of the machine's own is written to
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setenv("COLUMNS", "120")
         patch.setattr(constants, "HF_HUB_OFFLINE", True)

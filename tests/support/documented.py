@@ -210,7 +210,9 @@ def _script_here(words: list[str], only_parse: bool = False) -> Outcome:
 
 def parse(text: str, root: Path) -> str:
     """What is wrong with a command, as far as one can see without doing it; empty where nothing is."""
-    words = shlex.split(text.rpartition(" | ")[2])
+    parts = [re.sub(r"\s+[<>].*", "", part) for part in re.split(r"\s+\\?\|\s+", text)]  # a table escapes the bar
+    part = next((part for part in parts if part.startswith(("factory ", "python "))), parts[-1])
+    words = shlex.split(part)
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
     try:
@@ -252,7 +254,7 @@ def _factory(words: list[str], root: Path) -> str:
     """Of `factory`: the command and its options, then the recipe's forecast or the plan. Raises what typer says."""
     group = typer.main.get_command(cli.app)
     if words[0].startswith("-"):
-        known = {option for parameter in group.params for option in parameter.opts} | {"--help"}
+        known = {option for parameter in group.get_params(typer.Context(group)) for option in parameter.opts}
         return "" if known >= set(words) else f"factory has no {words}"
     command = group.commands.get(words[0])  # type: ignore[attr-defined]
     if command is None:
