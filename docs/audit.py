@@ -18,12 +18,21 @@ from transformers import AutoModelForCausalLM
 def main() -> int:
     """Count and compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("tokens", type=Path)
+    parser.add_argument("tokens", type=Path, help="the tokens.jsonl of a `factory eval`")
     parser.add_argument("target", help="the target's folder or name on the Hub")
     arguments = parser.parse_args()
-    model = AutoModelForCausalLM.from_pretrained(arguments.target, dtype=torch.float64)
-    lines = [json.loads(line) for line in arguments.tokens.read_text(encoding="utf-8").splitlines()]
-    greedy = {(tuple(line["prompt_ids"]), tuple(line["output_ids"])) for line in lines if line["temperature"] == 0}
+    try:
+        lines = [json.loads(line) for line in arguments.tokens.read_text(encoding="utf-8").splitlines()]
+        greedy = {(tuple(line["prompt_ids"]), tuple(line["output_ids"])) for line in lines if line["temperature"] == 0}
+    except OSError as error:
+        parser.error(f"{arguments.tokens}: {error.strerror}; name the tokens.jsonl of a `factory eval`")
+    except (ValueError, LookupError, TypeError, RecursionError):
+        parser.error(f"{arguments.tokens}: not the tokens.jsonl that `factory eval` writes; run it again")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(arguments.target, dtype=torch.float64)
+    except (OSError, ValueError) as error:
+        first_line = str(error).splitlines()[0].rstrip(".")
+        parser.error(f"{arguments.target}: no model that can be loaded ({first_line}); name its folder")
     differing = 0
     for prompt, output in sorted(greedy):
         with torch.no_grad():

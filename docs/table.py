@@ -39,9 +39,18 @@ def who(row: dict[str, Any]) -> str:
 def main() -> None:
     """Read and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("results", type=Path)
-    arguments = parser.parse_args()
-    results = json.loads(arguments.results.read_text(encoding="utf-8"))
+    parser.add_argument("results", type=Path, help="the results.json of a `factory eval`")
+    path = parser.parse_args().results
+    try:
+        show(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        parser.error(f"{path}: {error.strerror}; name the results.json of a `factory eval`")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        parser.error(f"{path}: not the results.json that `factory eval` writes; run it again")
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print both parts."""
     hardware, plan = results["hardware"], results["plan"]
     print(f"> {results['verdict']['reason']}\n")
     print("| drafter | k | prompts | speedup, 95 % interval | forecast | alpha | a round, in target steps |")

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from factory.errors import RecipeError
-from factory.files.documents import Document, given, read, validate
+from factory.files.documents import Document, did_you_mean, given, read, validate
 
 PLANS = Path(__file__).resolve().parent / "plans"
 
@@ -120,7 +120,7 @@ class EvalPlan(BaseModel):
     drafter_reader: Literal["auto", "eager", "lean", "packed", "packed-int8", "compiled", "graphed"] = Field(
         default="auto", description="how drafters run; auto: the fastest here"
     )
-    threads: int | None = Field(default=None, ge=1, description="of the CPU; as torch finds them")
+    threads: int | None = Field(default=None, ge=1, le=4096, description="of the CPU; as torch finds them")
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = Field(
         default=None, description="lays the target over several GPUs of one process"
     )
@@ -184,8 +184,10 @@ def load_plan(source: str | Path | Mapping[str, Any] | None) -> EvalPlan:
     name = "default" if source is None else str(source)
     path = PLANS / f"{name}.yaml" if name in shipped_plans() else Path(name)
     if not path.is_file():
-        raise RecipeError(f"plan {name}: no such file; give a path, or one of: {', '.join(shipped_plans())}")
-    return _of(read(path))
+        found = "a folder" if name and path.is_dir() else "no such file"
+        meant = did_you_mean(name, shipped_plans()) or f"; give a path, or one of: {', '.join(shipped_plans())}"
+        raise RecipeError(f"plan {name or repr(name)}: {found}{meant}")
+    return _of(read(path, example="ks: [2, 4]"))
 
 
 def _of(document: Document) -> EvalPlan:

@@ -29,6 +29,7 @@ from factory.errors import ArtifactError
 from factory.evidence import best_row
 from factory.files.atomic import write_atomically
 from factory.files.disk import disk_errors
+from factory.files.json_reading import NotJsonError, read_json
 from factory.models.placement import WHOLE, Placement
 from factory.progress import Progress, bytes_shown, silent, step
 from factory.provenance import sha256_file, sha256_text
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 CERTIFICATE = "certificate.json"
 PULLED = "pulled.json"
+# What of a manifest every reader relies on, and its kind.
+_FACTS: dict[str, type | tuple[type, ...]] = {
+    **{"name": str, "raw": bool, "dtype": str, "parameters": int, "bytes_on_disk": int},
+    **{"target": dict, "target_shape": dict, "shape": dict, "facts": list, "files": dict},
+}
 
 
 class Artifact:
@@ -54,6 +60,8 @@ class Artifact:
         """The artifact in a folder. Raises ArtifactError naming what is missing."""
         folder = Path(folder)
         path = folder / "manifest.json"
+        if folder.is_file():
+            raise ArtifactError(f"{folder}: a file; name the drafter's folder, which `factory ls` lists")
         if not folder.is_dir():
             raise ArtifactError(f"{folder}: no such folder; `factory ls` lists artifacts")
         if not path.is_file():
@@ -61,11 +69,13 @@ class Artifact:
                 f"{folder}: no manifest.json, so not a finished artifact; run its `factory build` again"
             )
         try:
-            manifest = json.loads(path.read_text())
-        except ValueError as error:
+            manifest = read_json(path)
+        except NotJsonError as error:
             raise ArtifactError(f"{path}: damaged ({error}); run its `factory build` again") from error
         if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
             raise ArtifactError(f"{path}: not a manifest of version {SCHEMA_VERSION}; build it again with this version")
+        if lacking := [key for key, kind in _FACTS.items() if not isinstance(manifest.get(key), kind)]:
+            raise ArtifactError(f"{path}: damaged (without {', '.join(lacking)}); run its `factory build` again")
         return cls(folder, manifest)
 
     @property
@@ -159,12 +169,12 @@ class Artifact:
         """Those evaluations by the files that hold them, oldest first."""
         digest, found = self.manifest_digest(), {}
         for path in (self.folder / "evals").glob("*.json"):
-            with contextlib.suppress(ValueError):  # a damaged record is no measurement
-                result = json.loads(path.read_text())
-                if result.get("manifest_sha256") == digest:
+            with contextlib.suppress(NotJsonError):  # a damaged record is no measurement
+                result = read_json(path)
+                if isinstance(result, dict) and result.get("manifest_sha256") == digest:
                     found[path] = result
         # Records of earlier versions do not say when they were kept; and where one was copied, its file does not.
-        kept = {path: (result.get("kept_at") or "", path.stat().st_mtime_ns) for path, result in found.items()}
+        kept = {path: (str(result.get("kept_at") or ""), path.stat().st_mtime_ns) for path, result in found.items()}
         return {path: found[path] for path in sorted(found, key=kept.__getitem__)}
 
     def manifest_digest(self) -> str:
@@ -208,9 +218,9 @@ class Artifact:
         None where there is none, or where its bytes are not those that its digest is of.
         """
         try:
-            record = json.loads((self.folder / CERTIFICATE).read_text(encoding="utf-8"))
+            record = read_json(self.folder / CERTIFICATE)
             digest = record.pop("digest")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
         if digest != _certificate_digest(record):
             return None
@@ -230,9 +240,21 @@ class Artifact:
         return path
 
     def write_card(self, named: Path | None = None) -> None:
-        """README.md: what it is, how it was made, what was measured and certified. `named`: where it will lie."""
+        """README.md: what it is, how it was made, what was measured and certified. `named`: where it will lie.
+
+        Raises ArtifactError where an evaluation of it cannot be told.
+        """
         recipe = (self.folder / "resolved.yaml").read_text(encoding="utf-8")
-        card = draw(self.manifest, self.evals(), recipe, named or self.folder, self.certificate())
+        evals = self.evals()
+        try:
+            card = draw(self.manifest, evals, recipe, named or self.folder, self.certificate())
+        except (KeyError, TypeError) as error:
+            if not evals:
+                raise
+            raise ArtifactError(
+                f"{self.folder / 'evals'}: not all of it is what `factory eval` of this version writes; "
+                "move it away, and judge the drafter again"
+            ) from error
         write_atomically(self.folder / "README.md", card)
 
 
@@ -262,6 +284,8 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> Artifact:
 def artifact_folders(folder: str | Path) -> list[Path]:
     """Folders with a manifest in a folder, by name; the folder itself where it has one. Raises ArtifactError."""
     folder = Path(folder)
+    if folder.is_file():
+        raise ArtifactError(f"{folder}: a file; name a drafter's folder, or one that holds some")
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: no such folder; `factory build RECIPE --out {folder}` makes one")
     if (folder / "manifest.json").is_file():

@@ -27,3 +27,10 @@ def seconds(of_seconds: float) -> str:
         if of_seconds >= unit:
             return f"{of_seconds / unit:.1f} {name}"
     return f"{1000 * of_seconds:.2f} ms"
+
+
+def visible(text: str) -> str:
+    """A text in one line as it is to be seen: what cannot be printed, or would turn or break the line, is escaped."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "replace").decode() for letter in text
+    )

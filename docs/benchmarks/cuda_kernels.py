@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from arguments import writable
 
 CUDA = torch.cuda.is_available()
 if not CUDA:
@@ -164,7 +165,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--to", type=Path, default=KEPT if CUDA else None, help="the JSON file (default on CUDA: %(default)s)"
+        "--to", type=writable, default=KEPT if CUDA else None, help="the JSON file (default on CUDA: %(default)s)"
     )
     given = parser.parse_args()
     begun_s = time.perf_counter()

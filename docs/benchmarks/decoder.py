@@ -25,6 +25,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from arguments import earlier_run, print_run, writable
 from decoder_contests import TEMPERATURES, Contests, against_peers, auto_k, batches, best_speedup, forecasts
 from decoder_pairs import BIG, QUICK, SHIPPED, Pair, Settings, SkippedError, big, shipped
 from decoder_passes import Row, draft_steps, rounds, verification
@@ -156,11 +157,11 @@ def main() -> int:
     parser.add_argument("--draft-layers", type=int, choices=(1, 2), default=1, help="that draft for the 110M shape")
     parser.add_argument("--quick", action="store_true", help="tiny settings: shows that it runs")
     parser.add_argument("--no-compile", action="store_true", help="leave out `generate` with a compiled static cache")
-    parser.add_argument("--to", type=Path, help=f"the JSON; {KEPT.name} here where all is measured in full")
-    parser.add_argument("--table", type=Path, metavar="JSON", help="only print the table of an earlier run")
+    parser.add_argument("--to", type=writable, help=f"the JSON; {KEPT.name} here where all is measured in full")
+    parser.add_argument("--table", type=earlier_run, metavar="JSON", help="only print the table of an earlier run")
     arguments = parser.parse_args()
-    if arguments.table:
-        print(table(json.loads(arguments.table.read_text(encoding="utf-8"))))
+    if arguments.table is not None:
+        print_run(parser, table, arguments.table)
         return 0
     base = QUICK if arguments.quick else Settings()
     settings = Settings(**{**base.facts(), "drafter_layers": arguments.draft_layers})

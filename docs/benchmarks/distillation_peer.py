@@ -25,6 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from arguments import earlier_run, print_run, writable
 from decoder_table import figure, verdict, words_of
 from distillation_arms import BIG, SHIPPED, Block, Case, Settings, big, shipped, train, write
 
@@ -181,11 +182,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps of a block")
     parser.add_argument("--half", action="store_true", help="both trainers in bfloat16; writes only with --to")
     parser.add_argument("--text", type=Path, help="keep what the shipped target writes here")
-    parser.add_argument("--table", type=Path, help="print the table of this JSON and measure nothing")
-    parser.add_argument("--to", type=Path)
+    parser.add_argument("--table", type=earlier_run, help="print the table of this JSON and measure nothing")
+    parser.add_argument("--to", type=writable)
     arguments = parser.parse_args()
-    if arguments.table:
-        print(table(json.loads(arguments.table.read_text(encoding="utf-8"))))
+    if arguments.table is not None:
+        print_run(parser, table, arguments.table)
         return
     try:
         import distillation_trl

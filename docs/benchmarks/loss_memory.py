@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import earlier_run, print_run, writable
 from torch.nn import functional as F
 
 from factory import provenance
@@ -130,11 +131,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="processes of each form")
     parser.add_argument("--repeats", type=int, default=1, help="timed losses in a process")
     parser.add_argument("--form", choices=FORMS, help="measure this one here and print it")
-    parser.add_argument("--table", type=Path, help="print the table of this JSON and measure nothing")
-    parser.add_argument("--to", type=Path, default=KEPT)
+    parser.add_argument("--table", type=earlier_run, help="print the table of this JSON and measure nothing")
+    parser.add_argument("--to", type=writable, default=KEPT)
     arguments = parser.parse_args()
-    if arguments.table:
-        print(table_of(json.loads(arguments.table.read_text(encoding="utf-8"))))
+    if arguments.table is not None:
+        print_run(parser, table_of, arguments.table)
         return
     if arguments.form:
         settings = (arguments.chunk_bytes, arguments.positions, arguments.repeats)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import writable
 from safetensors import safe_open
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
@@ -237,7 +238,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where checkpoint and drafters go, on a disk with room")
     parser.add_argument("--scale", choices=sorted(SCALES), default="7b")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoint, and use it again where it is there")
-    parser.add_argument("--to", type=Path, default=KEPT, help="the JSON that the lines are appended to")
+    parser.add_argument("--to", type=writable, default=KEPT, help="the JSON that the lines are appended to")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     folder = arguments.folder.resolve()

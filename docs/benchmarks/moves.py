@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from arguments import print_run, read_run, writable
+
 from factory.artifact import list_artifacts
 
 KEPT = Path(__file__).with_name("moves-cpu.json")
@@ -229,14 +231,14 @@ def main() -> None:
     """Collect where a folder is given, then print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", type=Path, help="artifacts/moves, or the JSON that was made of it")
-    parser.add_argument("--to", type=Path, default=KEPT, help="where the JSON goes")
+    parser.add_argument("--to", type=writable, default=KEPT, help="where the JSON goes")
     arguments = parser.parse_args()
     if arguments.source.is_dir():
         kept = collect(arguments.source)
         arguments.to.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     else:
-        kept = json.loads(arguments.source.read_text(encoding="utf-8"))
-    show(kept)
+        kept = read_run(parser, arguments.source)
+    print_run(parser, show, kept)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from arguments import print_run, read_run, writable
 from published_drafters import GPTQ, TARGET, copied, layer_matrices, moves
 from published_table import KS, LENGTHS, show
 from transformers import PreTrainedModel
@@ -217,15 +218,15 @@ def main() -> None:
     parser.add_argument("--timed-prompts", type=int, default=6)
     parser.add_argument("--timed-tokens", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--to", type=Path, default=KEPT, help="where the JSON goes")
+    parser.add_argument("--to", type=writable, default=KEPT, help="where the JSON goes")
     arguments = parser.parse_args()
     if arguments.source == "run":
         kept = run(arguments)
         arguments.to.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         kept = json.loads(arguments.to.read_text(encoding="utf-8"))
     else:
-        kept = json.loads(Path(arguments.source).read_text(encoding="utf-8"))
-    show(kept)
+        kept = read_run(parser, arguments.source)
+    print_run(parser, show, kept)
 
 
 if __name__ == "__main__":

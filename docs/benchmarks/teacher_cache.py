@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from arguments import earlier_run, print_run, writable
 from decoder_table import verdict, words_of
 from distillation_arms import TARGET
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
@@ -191,11 +192,11 @@ def main() -> None:
     parser.add_argument("--no-sizes", action="store_true")
     parser.add_argument("--quick", action="store_true", help="small sizes; writes only with --to")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--table", type=Path, help="print the tables of this JSON and measure nothing")
-    parser.add_argument("--to", type=Path)
+    parser.add_argument("--table", type=earlier_run, help="print the tables of this JSON and measure nothing")
+    parser.add_argument("--to", type=writable)
     arguments = parser.parse_args()
-    if arguments.table:
-        print(table(json.loads(arguments.table.read_text(encoding="utf-8"))))
+    if arguments.table is not None:
+        print_run(parser, table, arguments.table)
         return
     torch.set_num_threads(arguments.threads)
     settings = QUICK if arguments.quick else Settings()

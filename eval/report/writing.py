@@ -24,6 +24,7 @@ from eval.verdict.rows import Row, drafter_name, interval, k_words, same_output
 from factory.artifact import Artifact
 from factory.errors import ArtifactError, DataError
 from factory.files.atomic import write_atomically
+from factory.files.json_reading import NotJsonError, read_json
 
 RESULTS, TOKENS, MAP, REPORT, PLOTS = "results.json", "tokens.jsonl", "map.json", "report.html", "plots"
 
@@ -81,20 +82,23 @@ def redraw(folder: Path) -> Path:
 
 
 def _read(path: Path, command: str) -> dict[str, Any]:
+    if not path.is_file():
+        found = f"{path.parent}: no such folder" if not path.parent.is_dir() else f"{path.parent}: no {path.name} there"
+        raise DataError(f"{found}; `{command} ARTIFACTS --out {path.parent}` writes one")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); `{command}` writes it") from error
+        found = read_json(path)
+    except NotJsonError as error:
+        raise DataError(f"{path}: damaged ({error}); `{command}` writes it anew") from error
     if not isinstance(found, dict):
-        raise DataError(f"{path}: not what `{command}` writes; run it again")
+        raise DataError(f"{path}: not what `{command}` of this version writes; run it again")
     return found
 
 
 def _drawn(path: Path, draw_it: Callable[[], Path]) -> Path:
     try:
         return draw_it()
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: not what `factory eval` writes ({error!r}); run it again") from error
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{path}: not what `factory eval` of this version writes; run it again") from error
 
 
 def _write_page(text: str, out: Path) -> Path:
@@ -129,7 +133,7 @@ def _with_lengths(rows: list[Row], tokens_path: Path) -> list[Row]:
             for key, lines in rounds.items()
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{tokens_path}: not what `factory eval` writes ({error!r}); run it again") from error
+        raise DataError(f"{tokens_path}: not what `factory eval` of this version writes; run it again") from error
     return [
         {**row, "accepted_lengths": found.get(tuple(row.get(key, 1) for key in _COUNTED)) if row["drafter"] else None}
         for row in rows

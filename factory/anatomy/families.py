@@ -202,8 +202,10 @@ def shape_from_config(config: Config) -> Shape:
         raise UnsupportedModel("the target is quantised: make the drafter from its unquantised original")
     try:
         return _shape(config, anatomy)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UnsupportedModel(f"its config.json is not complete ({error!r})") from None
+    except KeyError as error:
+        raise UnsupportedModel(f"its config.json is not complete: {error.args[0]} is missing; copy it again") from None
+    except (TypeError, ValueError, ArithmeticError):
+        raise UnsupportedModel("its config.json holds sizes that are no whole numbers above 0; copy it again") from None
 
 
 def _shape(config: Config, anatomy: Anatomy) -> Shape:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @reported
 def check(
     recipes: Annotated[
-        list[str], typer.Argument(metavar="RECIPES...", help="files, folders or patterns", autocompletion=recipe_files)
+        list[str], typer.Argument(metavar="RECIPES", help="files, folders or patterns", autocompletion=recipe_files)
     ],
     target: TargetOption = None,
     settings: SetOption = None,

@@ -23,7 +23,7 @@ def evaluate(
     artifacts: Annotated[
         list[str],
         typer.Argument(
-            metavar="ARTIFACTS...",
+            metavar="ARTIFACTS",
             help="drafters, folders of them, or user/name on the Hub",
             autocompletion=artifact_folders,
         ),

@@ -57,7 +57,7 @@ def show(
     card = opened.folder / "README.md"
     if not card.is_file():
         opened.write_card()
-    typer.echo(card.read_text(encoding="utf-8"))
+    typer.echo(card.read_text(encoding="utf-8", errors="replace"))
     typer.echo(f"{tables.summary(opened)}: every file is what the manifest says")
     if as_json:
         typer.echo(json.dumps({**tables.facts(opened), "manifest": opened.manifest}))

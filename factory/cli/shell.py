@@ -16,6 +16,7 @@ from typing import Annotated, ParamSpec, TypeVar
 import typer
 
 from factory import __version__, interrupts, logs
+from factory.cli.usage import Commands
 from factory.errors import FactoryError
 from factory.processes import is_first, spoken, world_size
 
@@ -24,6 +25,7 @@ Result = TypeVar("Result")
 
 app = typer.Typer(
     name="factory",
+    cls=Commands,
     help="Make a speculative-decoding drafter out of your own model, and measure whether it pays.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -55,6 +57,8 @@ def reported(command: Callable[Arguments, Result]) -> Callable[Arguments, Result
 
     @functools.wraps(command)
     def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        from factory.files.disk import told_of_the_disk
+
         as_json = bool(kwargs.get("as_json"))
         if interrupts.watching():  # the process is this command's alone
             logs.begin(command.__name__, bool(kwargs.get("verbose")))
@@ -70,6 +74,9 @@ def reported(command: Callable[Arguments, Result]) -> Callable[Arguments, Result
             typer.echo(f"\n{interrupts.words()}", err=True)  # nobody watches in this process
             raise _exit(130) from None
         except Exception as error:
+            if (told := told_of_the_disk(error)) is not None:
+                _tell(str(told), told, 2, as_json)
+                raise _exit(2) from None
             first_line = (str(error).strip() or "no message").splitlines()[0]
             message = (
                 f"a fault of this program: {type(error).__name__}: {first_line}\nthe traceback is in {_log(error)}"

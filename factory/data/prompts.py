@@ -10,6 +10,7 @@ from typing import Any
 
 from factory.data.rows import Row, file_rows
 from factory.errors import DataError
+from factory.files.json_reading import json_kind
 
 # Where a file is given without a column, the first of these that a row has.
 _TEXTS = ("prompt", "text", "turns")
@@ -138,7 +139,7 @@ def _text(place: str, name: str | None, value: Any) -> str:
         return ""
     if not isinstance(value, str):
         raise DataError(
-            f"{place}: no text under {name!r}, but {type(value).__name__}; name a column that holds text, or a list "
+            f"{place}: no text under {name!r}, but {json_kind(value)}; name a column that holds text, or a list "
             "of messages with `role` and `content`"
         )
     return value if value.strip() else ""

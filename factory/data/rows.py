@@ -6,16 +6,17 @@ What a column means is not known here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from factory.errors import DataError
+from factory.files.json_reading import NotJsonError, json_kind, parse_json
 from factory.hub import Asked, diagnose, first_line, require_hub_name, without_token
 from factory.logs import quieten
 
+_SUCH = '{"prompt": "..."}'
 FILE_KINDS = (".txt", ".jsonl", ".parquet")
 
 
@@ -46,16 +47,18 @@ def file_rows(path: Path, wanted: Collection[str]) -> Iterator[Row]:
                 values = _json_object(place, line) if path.suffix == ".jsonl" else {"text": line}
                 yield Row(place, values, tuple(values))
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give a UTF-8 .jsonl or .txt file, or .parquet") from error
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror or str(error)
+        raise DataError(f"{path}: cannot be read ({reason}); give a UTF-8 .jsonl or .txt file, or .parquet") from error
 
 
 def _json_object(place: str, line: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not JSON ({error}); write one object a line") from error
+        record = parse_json(line)
+    except NotJsonError as error:
+        what = str(error).replace(" line 1,", "")  # of the file, the place says which
+        raise DataError(f"{place}: {what}; write one object a line, such as {_SUCH}") from error
     if not isinstance(record, dict):
-        raise DataError(f"{place}: expected an object with `prompt`, got {type(record).__name__}")
+        raise DataError(f"{place}: {json_kind(record)}, where an object is read; write one a line, such as {_SUCH}")
     return record
 
 
@@ -76,7 +79,7 @@ def _parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[Row]:
                     number += 1
                     yield Row(f"{path}: row {number}", values, columns)
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read ({error}); is it a whole parquet file?") from error
+        raise DataError(f"{path}: cannot be read; is it a whole parquet file?") from error
 
 
 def dataset_name(name: str, subset: str | None, split: str) -> str:

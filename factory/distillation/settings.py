@@ -13,6 +13,8 @@ class _Setting(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+MOST_EPOCHS = 1_000_000
+
 Weight = float | tuple[tuple[float, float], ...]
 """A number, or a schedule: straight lines between points [share of the steps, weight], flat outside them."""
 
@@ -98,7 +100,7 @@ class OnPolicy(_Setting):
     @model_validator(mode="after")
     def _is_a_share(self) -> OnPolicy:
         if largest(self.share) > 1:
-            raise ValueError("share: at most 1, all rows of a step")
+            raise ValueError("share: must be at most 1, which is all rows of a step")
         if largest(self.share) == 0:
             raise ValueError("share: never above 0, so nothing is ever written; remove on_policy")
         return self
@@ -112,7 +114,9 @@ class Selection(_Setting):
     """
 
     keep: float = Field(gt=0, lt=1, description="share of the answer tokens that are learned from")
-    reference_epochs: float = Field(default=1.0, gt=0, description="passes over the text that the reference gets")
+    reference_epochs: float = Field(
+        default=1.0, gt=0, le=MOST_EPOCHS, description="passes over the text that the reference gets"
+    )
 
 
 def kept_of(keep: float, tokens: int) -> int:
@@ -158,7 +162,9 @@ class Distillation(_Setting):
     drawn: int = Field(default=16, ge=0, description="tokens drawn to stand for all others; 0: others are one outcome")
     on_policy: OnPolicy | None = None
     select: Selection | None = None
-    epochs: float = Field(default=1.0, gt=0, description="passes over the training text; fractions allowed")
+    epochs: float = Field(
+        default=1.0, gt=0, le=MOST_EPOCHS, description="passes over the training text; fractions allowed"
+    )
     lr: float = Field(default=5e-4, gt=0, description="peak learning rate")
     warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the steps that warm up")
     final_lr: float = Field(default=0.1, ge=0, le=1, description="end of the cosine, as a share of lr")

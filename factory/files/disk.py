@@ -14,7 +14,11 @@ from safetensors import SafetensorError
 
 from factory.errors import FactoryError
 
+_NO_FOLDER = (errno.EEXIST, errno.ENOTDIR)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+# Not that there is no such file: this program may miss one by a fault of its own.
+_MENDABLE = (*FULL, *_DENIED, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
 class DiskError(FactoryError):
@@ -30,6 +34,11 @@ def free_bytes(folder: Path) -> int | None:
         return shutil.disk_usage(place).free
     except OSError:
         return None
+
+
+def told_of_the_disk(error: Exception) -> DiskError | None:
+    """An error of the system that a user can mend, wherever it came from; None for any other error."""
+    return _told(error, Path("stdout")) if isinstance(error, OSError) and error.errno in _MENDABLE else None
 
 
 @contextmanager
@@ -58,7 +67,17 @@ def _told(error: OSError, folder: Path) -> DiskError:
     place, number, reason = Path(str(error.filename or folder)), error.errno, error.strerror or str(error)
     if number is None and (found := re.search(r"\[Errno (\d+)\]", reason)):  # shutil.copytree lists what failed as text
         number, reason = int(found[1]), os.strerror(int(found[1]))
+    if number == errno.ENAMETOOLONG:
+        return DiskError(
+            f"{str(place)[:60]}...: a name of {len(place.name)} characters is too long; give a shorter one"
+        )
+    if number in _NO_FOLDER:
+        return DiskError(_no_folder(place))
     return DiskError(_full(place, reason) if number in FULL else _other(place, reason))
+
+
+def _no_folder(place: Path) -> str:
+    return f"{place}: a file stands where a folder is to be; name another folder"
 
 
 def _other(place: Path, reason: str) -> str:

@@ -150,11 +150,8 @@ def named(device: str) -> DeviceProfile:
         return load("cpu")
     if device.lower() not in BUILT_IN:
         known = ["here", *BUILT_IN]
-        meant = did_you_mean(device, known) or ""
-        raise FactoryError(
-            f"--device {device}: no such profile{meant}; known: {', '.join(known)}; "
-            "`factory doctor` measures this machine's own"
-        )
+        others = f"; known: {', '.join(known)}; `factory doctor` measures this machine's own"
+        raise FactoryError(f"--device {device}: no such profile{did_you_mean(device, known) or others}")
     return BUILT_IN[device.lower()]
 
 

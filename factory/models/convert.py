@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from factory.errors import ModelError
 from factory.files.atomic import readable
 from factory.files.disk import disk_errors
+from factory.files.json_reading import NotJsonError, read_json
 from factory.models.located import pickles, read_config
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def convert(folder: Path, out: Path, progress: Progress, part_bytes: int = PART_
     """
     if out.exists():
         raise ModelError(f"{out}: exists already; name a folder that does not")
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder; name the one that holds config.json and the pickled weights")
     config = read_config(folder)
     sources = _sources(folder)
     tied = _tied(config)
@@ -78,9 +81,11 @@ def _sources(folder: Path) -> list[Path]:
     index = folder / "pytorch_model.bin.index.json"
     if index.is_file():
         try:
-            names = sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelError(f"{index}: damaged ({type(error).__name__}: {error}); copy it again") from error
+            names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
+        except NotJsonError as error:
+            raise ModelError(f"{index}: damaged ({error}); copy it again") from error
+        except (KeyError, AttributeError, TypeError) as error:
+            raise ModelError(f"{index}: damaged (it holds no weight_map); copy it again") from error
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ModelError(f"{folder}: {index.name} lists shards that are missing: {', '.join(missing)}; copy them")

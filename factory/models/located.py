@@ -13,6 +13,7 @@ from typing import Any
 
 from factory.errors import ModelError
 from factory.files.atomic import write_atomically
+from factory.files.json_reading import NotJsonError, parse_json, read_json
 from factory.hub import Asked, download, require_hub_name
 from factory.progress import Progress, bytes_shown
 from factory.provenance import sha256_file, sha256_text
@@ -45,9 +46,9 @@ def locate(source: str, revision: str | None = None, progress: Progress | None =
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json as it stands. Raises ModelError."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise load_failure(str(folder), error) from error
+        config = read_json(folder / "config.json")
+    except NotJsonError as error:
+        raise load_failure(str(folder), ValueError(f"config.json: {error}")) from error
     if not isinstance(config, dict):
         raise load_failure(str(folder), ValueError("its config.json holds no object"))
     return config
@@ -187,10 +188,12 @@ def _weights_faults(folder: Path) -> list[str]:
 
 def _shard_faults(folder: Path, index: Path) -> list[str]:
     try:
-        tensors = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        tensors = dict(read_json(index)["weight_map"])
         shards = sorted({str(name) for name in tensors.values()})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{index}: damaged ({type(error).__name__}: {error}); download or copy it again"]
+    except NotJsonError as error:
+        return [f"{index}: damaged ({error}); download or copy it again"]
+    except (ValueError, KeyError, TypeError):
+        return [f"{index}: damaged (it holds no weight_map); download or copy it again"]
     missing = [name for name in shards if not (folder / name).is_file()]
     faults = []
     if missing:
@@ -213,7 +216,7 @@ def header_fault(file: Path) -> str:
         if len(start) < 8 or length > min(_LARGEST_HEADER, size - 8):
             return f"{file}: cut short or no safetensors file ({size:,} bytes, its header is not all there); {again}"
         try:
-            header = json.loads(opened.read(length))
+            header = parse_json(opened.read(length))
             ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             return f"{file}: damaged: its header cannot be read; {again}"

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from factory.errors import RecipeError
-from factory.files.documents import Document, KeyPath, assign, did_you_mean
+from factory.files.documents import NO_PART, Document, KeyPath, assign, did_you_mean
+from factory.wording import visible
 
 LARGEST_LABEL = 100  # characters; a folder's name may have 255, and a build adds to it
 _NOT_VARIED = {
@@ -74,7 +75,7 @@ def axes_of(document: Document, known: Collection[str]) -> tuple[list[Axis], lis
         elif not settled:
             marks = tuple(f"{document.mark((*at, place))}: grid" for place in range(len(values)))
             axes.append(Axis(path, tuple(values), marks))
-    return axes, faults
+    return axes, list(map(visible, faults))
 
 
 def key_path(key: str) -> KeyPath:
@@ -86,7 +87,9 @@ def _fault_of(document: Document, path: KeyPath, values: Any, known: Collection[
     """What is wrong with one key of a grid, or nothing."""
     if path[0] in _NOT_VARIED:
         return _NOT_VARIED[str(path[0])]
-    if str(path[0]) not in known or "" in path:
+    if "" in path:
+        return NO_PART
+    if str(path[0]) not in known:
         return f"a recipe has no key '{path[0]}'{did_you_mean(path[0], sorted(known))}"
     if not isinstance(values, list):
         return "must be a list of the values to try, such as [1, 2]"
@@ -132,7 +135,7 @@ def points(document: Document, axes: list[Axis], each_value_once: bool = False) 
         label = _cut("-".join(parts))
         if label.casefold() in labels:  # some file systems do not tell a from A
             raise RecipeError(
-                f"{document.place(('grid',))}: two candidates would be called '{label}'; give one grid each"
+                f"{document.place(('grid',))}: two candidates would be called '{label}'; give one a grid of its own"
             )
         labels.add(label.casefold())
         yield label, point

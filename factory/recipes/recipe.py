@@ -22,9 +22,11 @@ from factory.data.rows import FILE_KINDS
 from factory.distillation.settings import WRITTEN_BY
 from factory.errors import DataError, RecipeError
 from factory.files.documents import Document, assign, dump, given, override, read, validate
+from factory.files.json_reading import NotJsonError, read_json
 from factory.recipes.grid import GRID, axes_of, candidates, points
 from factory.recipes.sources import BOS, Data, FilePrompts, HubPrompts, Section, facts_of
 from factory.stages import AnyStage, Distill, Fresh, QuantizingStage, StructuralStage, TrainingStage
+from factory.wording import visible
 
 NAME = r"^(?!.*--)[A-Za-z0-9][A-Za-z0-9._-]{0,79}$"  # of a drafter; "--" is kept for variants
 MOST_CANDIDATES = 64  # of a grid, before a build asks for --yes
@@ -63,7 +65,7 @@ class Recipe(Section):
     def _is_a_folder_name(cls, name: str) -> str:
         if not re.fullmatch(NAME, name):
             raise ValueError(
-                f"'{name}' cannot name a drafter: begin with a letter or digit, then letters, digits, '.', '_', '-', "
+                f"{name!r} cannot name a drafter: begin with a letter or digit, then letters, digits, '.', '_', '-', "
                 "80 at most; '--' is kept for variants"
             )
         return name
@@ -164,12 +166,13 @@ class Loaded:
         path = Path(target.config) if target.config else Path(target.model or "") / "config.json"
         if not path.is_absolute() or not path.is_file():
             return None
+        place = self.document.place(("target", "config" if target.config else "model"))
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RecipeError(f"{path}: not a config.json that can be read ({error})") from None
+            config = read_json(path)
+        except NotJsonError as error:
+            raise RecipeError(f"{place}: {path} is no config.json that can be read ({error}); copy it again") from None
         if not isinstance(config, dict):
-            raise RecipeError(f"{path}: not a config.json: it must hold an object")
+            raise RecipeError(f"{place}: {path} is no config.json: it must hold an object; copy it again")
         return config
 
 
@@ -232,11 +235,22 @@ def _located(recipe: Recipe, document: Document, folder: Path) -> Recipe:
     def find(path: tuple[str, ...], text: str, kind: str) -> str | None:
         # What was typed on the command line is meant from the working directory.
         bases = [Path()] if document.mark(path).startswith("--") else [folder, Path()]
-        candidates = list(dict.fromkeys((base / Path(text).expanduser()).resolve() for base in bases))
+        try:
+            candidates = list(dict.fromkeys((base / Path(text).expanduser()).resolve() for base in bases))
+            for place in candidates:
+                place.exists()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, ~ of a user that is none
+            reason = getattr(error, "strerror", None) or error
+            faults.append((path, f"the text '{text[:60]}' names no {kind}: {str(reason).lower().rstrip('.')}"))
+            return None
         found = next((place for place in candidates if (place.is_dir() if kind == "folder" else place.is_file())), None)
-        if found is None and (kind == "file" or _looks_like_a_path(text)):
+        other = next((place for place in candidates if place.exists()), None) if found is None else None
+        if other is not None:
+            wanted = "the folder that holds the model" if path[0] == "target" and kind == "folder" else f"a {kind}"
+            faults.append((path, f"{other} is a {'file' if kind == 'folder' else 'folder'}; name {wanted}"))
+        elif found is None and (kind == "file" or _looks_like_a_path(text)):
             looked = " or ".join(str(place) for place in candidates)
-            faults.append((path, f"no such {kind}: looked for {looked}"))
+            faults.append((path, f"no such {kind}: looked for {looked}; mend the path"))
         return str(found) if found else None
 
     target, data = recipe.target, recipe.data
@@ -256,7 +270,7 @@ def _located(recipe: Recipe, document: Document, folder: Path) -> Recipe:
             faults.append((("data", "samples"), fault))
     if faults:
         faults.sort(key=lambda fault: document.line(fault[0]))
-        raise RecipeError("\n".join(f"{document.place(path)}: {what}" for path, what in faults))
+        raise RecipeError("\n".join(visible(f"{document.place(path)}: {what}") for path, what in faults))
     return recipe.model_copy(update=changes)
 
 
@@ -272,11 +286,12 @@ def _located_prompts(
         return source.model_copy(update={"dataset": folder or source.dataset})
     text = source if isinstance(source, str) else source.file
     path = ("data", "prompts") if isinstance(source, str) else ("data", "prompts", "file")
-    file = find(path, text, "file")
     if Path(text).suffix not in FILE_KINDS:
         known = "a .txt, .jsonl or .parquet file"
         others = f"`bos`, {known}, {{dataset, split, column}} or {{file, column}}" if isinstance(source, str) else known
-        faults.append((path, f"must be {others}"))
+        faults.append((path, f"must be {others}, not the text '{text}'"))
+        return None
+    file = find(path, text, "file")
     return file if isinstance(source, str) else source.model_copy(update={"file": file})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 from pathlib import Path
@@ -100,10 +101,15 @@ class FilePrompts(Section):
         return read_file(Path(self.file), self.column, self.answer, self.samples, skip_empty=self.skip_empty)
 
 
+def _like_file(key: Any) -> bool:
+    """Whether a key is `file`, or that misspelt."""
+    return bool(difflib.get_close_matches(str(key), ["file"]))
+
+
 def _kind_of_source(value: Any) -> str:
     """By the key that only one of them has; so that a fault is told in the words of that one."""
     if isinstance(value, dict):
-        return "FilePrompts" if "file" in value else "HubPrompts"
+        return "FilePrompts" if "dataset" not in value and any(map(_like_file, value)) else "HubPrompts"
     return type(value).__name__ if isinstance(value, HubPrompts | FilePrompts) else "str"
 
 

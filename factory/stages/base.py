@@ -32,6 +32,12 @@ NOTHING: Any = {"type": "null"}
 Scores = dict[str, list[Any]]  # by what is scored: "layers" [L], "ffn" [L][channels], "heads" [L][query heads]
 
 
+def no_fraction(value: float) -> str:
+    """What is wrong with a number that is to be a fraction of what stays, and what was meant where that is plain."""
+    said = f"a fraction must lie between 0 and 1, got {value}"
+    return f"{said}; for a count write {value:.0f}" if 1 < value < 1e6 else f"{said}; 0.25 keeps a quarter"
+
+
 class Stage(BaseModel, ABC):
     """One step of a recipe."""
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from factory.anatomy.shapes import Edit, Shape
 from factory.errors import UnsupportedModel
 from factory.given import Given
-from factory.stages.base import COUNT_OR_SHARE, INDICES, Scores, StructuralStage
+from factory.stages.base import COUNT_OR_SHARE, INDICES, Scores, StructuralStage, no_fraction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,9 +44,7 @@ class DropLayers(StructuralStage):
             if not self.keep or sorted(set(self.keep)) != self.keep or self.keep[0] < 0:
                 raise ValueError(f"keep: a list must be rising layer indices from 0, got {self.keep}")
         elif isinstance(self.keep, float) and not 0 < self.keep <= 1:
-            raise ValueError(
-                f"keep: a fraction must lie between 0 and 1, got {self.keep}; for a count write {self.keep:.0f}"
-            )
+            raise ValueError(f"keep: {no_fraction(self.keep)}")
         elif isinstance(self.keep, int) and self.keep < 1:
             raise ValueError(f"keep: at least 1 layer must stay, got {self.keep}")
         return self

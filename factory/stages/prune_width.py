@@ -12,7 +12,7 @@ from factory.anatomy.families import anatomy_of
 from factory.anatomy.shapes import Edit, Shape
 from factory.errors import UnsupportedModel
 from factory.given import Given
-from factory.stages.base import COUNT_OR_SHARE, INDICES, NOTHING, Scores, StructuralStage
+from factory.stages.base import COUNT_OR_SHARE, INDICES, NOTHING, Scores, StructuralStage, no_fraction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,7 +62,7 @@ class PruneWidth(StructuralStage):
                 if not value or sorted(set(value)) != value or value[0] < 0:
                     faults.append(f"{key}: a list must be rising channel indices from 0")
             elif isinstance(value, float) and not 0 < value <= 1:
-                faults.append(f"{key}: a fraction must lie between 0 and 1, got {value}; for a count write {value:.0f}")
+                faults.append(f"{key}: {no_fraction(value)}")
             elif isinstance(value, int) and value < 1:
                 faults.append(f"{key}: at least 1 must stay, got {value}")
         count = len(self.keep_ffn) if isinstance(self.keep_ffn, list) else self.keep_ffn

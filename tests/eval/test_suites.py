@@ -95,7 +95,12 @@ def test_own_prompts_from_jsonl_from_spec_bench_and_from_lines(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [('{"prompt": ""}', "no text"), ('{"question": "x"}', "no text"), ("[1]", "expected an object"), ("{oops", "JSON")],
+    [
+        ('{"prompt": ""}', "no text"),
+        ('{"question": "x"}', "no text"),
+        ("[1]", "an object is read"),
+        ("{oops", "JSON"),
+    ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "mine.jsonl"

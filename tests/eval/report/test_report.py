@@ -181,10 +181,10 @@ def test_names_cannot_write_into_the_page(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_results_says_what_writes_them(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"results\.json: cannot be read .*`factory eval` writes it"):
+    with pytest.raises(DataError, match=r"no results\.json there; `factory eval ARTIFACTS --out .*` writes one"):
         redraw(tmp_path)
     (tmp_path / RESULTS).write_text("{}")
-    with pytest.raises(DataError, match=r"results\.json: not what `factory eval` writes"):
+    with pytest.raises(DataError, match=r"results\.json: not what `factory eval` of this version writes"):
         redraw(tmp_path)
 
 

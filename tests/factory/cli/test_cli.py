@@ -203,7 +203,7 @@ def test_check_reads_folders_and_patterns_once_and_tells_all_faults(
             {**LLAMA, "num_hidden_layers": 2},
             "recipes/r.yaml:4: stages.0: drop_layers: keep is 3, the model has 2 layers",
         ),
-        ({"model_type": "llama"}, "recipes/r.yaml:2: target: its config.json is not complete (KeyError("),
+        ({"model_type": "llama"}, "recipes/r.yaml:2: target: its config.json is not complete: hidden_size is missing"),
     ],
 )
 def test_check_tells_what_the_target_cannot_do(

@@ -40,11 +40,11 @@ def test_prompt_files(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{bad\n", r"p\.jsonl:1: not JSON"),
-        ('{"prompt": "a"}\n[1]\n', r"p\.jsonl:2: expected an object"),
+        ('{"prompt": "a"}\n[1]\n', r"p\.jsonl:2: a list, where an object is read"),
         ('{"question": "a"}\n', r"p\.jsonl:1: no text under .*question"),
         ('{"turns": []}\n', r"p\.jsonl:1: no text"),
         ('{"prompt": " "}\n', r"p\.jsonl:1: no text"),
-        ('{"prompt": 3}\n', r"p\.jsonl:1: no text under 'prompt', but int; name a column"),
+        ('{"prompt": 3}\n', r"p\.jsonl:1: no text under 'prompt', but a number; name a column"),
         ('{"messages": ["a"]}\n', r"p\.jsonl:1: 'messages' holds no conversation"),
         ("\n", r"p\.jsonl: holds no prompt"),
         (json.dumps({"messages": CHAT}), r"p\.jsonl:1: a conversation, where text is read"),
@@ -64,7 +64,7 @@ def test_an_unreadable_prompt_file_is_an_error_with_its_name(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"latin\.txt: cannot be read"):
         read_prompts(tmp_path / "latin.txt")
     (tmp_path / "p.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(DataError, match=r"p\.parquet: cannot be read .* whole parquet file"):
+    with pytest.raises(DataError, match=r"p\.parquet: cannot be read; is it a whole parquet file"):
         read_prompts(tmp_path / "p.parquet")
 
 

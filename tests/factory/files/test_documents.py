@@ -161,8 +161,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for path, message in [
         (latin, f"{latin}:2: not UTF-8 text: save the file as UTF-8"),
         (wide, f"{wide}:1: not UTF-8 text: save the file as UTF-8"),
-        (tmp_path / "none.yaml", f"{tmp_path / 'none.yaml'}: no such file"),
-        (tmp_path, f"{tmp_path}: cannot be read: Is a directory"),
+        (tmp_path / "none.yaml", f"{tmp_path / 'none.yaml'}: no such file; name one that is there"),
+        (tmp_path, f"{tmp_path}: a folder; name one .yaml file"),
     ]:
         with pytest.raises(RecipeError) as caught:
             read(path)
@@ -202,15 +202,13 @@ def test_all_faults_at_once_in_the_order_of_the_file() -> None:
         "    speed: 3\n"
         "  - {kind: train, lr: -1}\n"
     ) == [
-        "job.yaml:1: name: missing",
         "job.yaml:1: nmae: unknown key 'nmae'; did you mean 'name'?",
-        "job.yaml:2: source.table: missing: where rows are",
         "job.yaml:2: source.row: must be a whole number, not 1.5",
         "job.yaml:2: source.tabel: unknown key 'tabel'; did you mean 'table'?",
         "job.yaml:5: steps.0.keep: must be a number or a list, not the text 'half'",
         "job.yaml:6: steps.1.kind: unknown kind 'trian'; did you mean 'train'?",
         "job.yaml:7: steps.2.kind: missing; one of cut, train",
-        "job.yaml:8: steps.3: must be keys and values, not empty",
+        "job.yaml:8: steps.3: must be keys and values, not empty; write `{kind: cut}` or another of cut, train",
         "job.yaml:10: steps.4.lr: must be a number, not the text '1e-3'; remove the quotes",
         "job.yaml:11: steps.4.how: the text 'hrad' is not known here; did you mean 'hard'?",
         "job.yaml:12: steps.4.resume: must be true or false, not the text 'yes'; write true",
@@ -226,13 +224,19 @@ def test_all_faults_at_once_in_the_order_of_the_file() -> None:
         ("name: x\nsteps: []", "job.yaml:2: steps: must have at least 1 item, not 0"),
         ("name: x\nsteps: {}", "job.yaml:2: steps: must be a list, not keys and values"),
         ("name: 3\nsteps: [{kind: train}]", "job.yaml:1: name: must be text, not 3"),
-        ("name: x\nsteps: [{kind: 7}]", "job.yaml:2: steps.0.kind: unknown kind '7'; one of cut, train"),
+        (
+            "name: x\nsteps: [{kind: 7}]",
+            "job.yaml:2: steps.0.kind: must be the name of a kind, not 7; one of cut, train",
+        ),
         (
             "name: x\nsteps: [{kind: cut, keep: [1, a]}]",
             "job.yaml:2: steps.0.keep.1: must be a whole number, not the text 'a'",
         ),
         ("name: x\nsteps: [{kind: cut, keep: true}]", "job.yaml:2: steps.0.keep: must be a number or a list, not true"),
-        ("name: x\nsource: 3\nsteps: [{kind: train}]", "job.yaml:2: source: must be text or keys and values, not 3"),
+        (
+            "name: x\nsource: 3\nsteps: [{kind: train}]",
+            "job.yaml:2: source: must be text or keys and values, not 3; known here: row, table",
+        ),
     ],
 )
 def test_single_faults(text: str, fault: str) -> None:
@@ -265,7 +269,7 @@ def test_overrides_are_yaml_and_make_what_is_missing() -> None:
 def test_faults_of_overrides_name_the_option() -> None:
     text = "name: x\nsteps:\n  - {kind: cut, keep: 1}\n"
     assert faults_of(text, "steps.0.keep=half", "nme=y", "source={table: 1}") == [
-        "--set source: source.table: must be text, not 1",
+        "--set source: source.table: must be text, not 1: where rows are",
         "--set steps.0.keep: must be a number or a list, not the text 'half'",
         "--set nme: unknown key 'nme'; did you mean 'name'?",
     ]

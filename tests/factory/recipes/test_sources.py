@@ -60,7 +60,7 @@ def test_what_is_wrong_with_a_dataset_is_told(dataset: Path, tmp_path: Path) -> 
         HubPrompts(dataset=str(dataset), column="txet").read(tmp_path)
     with pytest.raises(DataError, match=r"\(dev\): .*dev.*; check its name, subset and split, and the network"):
         HubPrompts(dataset=str(dataset), split="dev", column="text").read(tmp_path)
-    with pytest.raises(DataError, match=r"row 1: no text under 'id', but int; name a column that holds text"):
+    with pytest.raises(DataError, match=r"row 1: no text under 'id', but a number; name a column that holds text"):
         HubPrompts(dataset=str(dataset), column="id").read(tmp_path)
 
 
