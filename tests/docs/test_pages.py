@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from documented import FENCE, pages
+
+from factory.stages import AnyStage
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [page for page in pages(ROOT) if page.endswith(".md")]
@@ -43,6 +46,16 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_every_page_is_in_the_index() -> None:
     linked = set(LINK.findall((ROOT / "docs/README.md").read_text(encoding="utf-8")))
     assert [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in {*linked, "README.md"}] == []
+
+
+def test_every_stage_has_its_keys_in_the_catalogue() -> None:
+    rows = dict(
+        re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "recipes/README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    for stage in get_args(get_args(AnyStage)[0]):
+        (kind,) = get_args(stage.model_fields["kind"].annotation)
+        keys = [] if kind == "distill" else [key for key in stage.model_fields if key != "kind"]  # a page of its own
+        assert [key for key in keys if f"`{key}`" not in rows[kind]] == [], kind
 
 
 def test_every_module_is_on_the_map() -> None:
