@@ -23,7 +23,7 @@ from PIL import Image
 from eval.report.writing import MAP, REPORT, RESULTS, redraw
 
 HERE = Path(__file__).resolve().parent
-COLOURS = 160  # of a picture's own palette, which makes it a third as long
+COLOURS = 256  # of a picture's own palette, which makes it a third as long
 
 # The element of a picture on a page of that width, and whether it is dark; without an element, what is seen first.
 PICTURES: dict[str, tuple[str | None, int, bool]] = {
@@ -86,7 +86,9 @@ def take(browser: Browser, report: Path, name: str, path: Path) -> None:
         print(f"{name}: the report has no {selector}")
         return
     page.picture(path, selector=selector)
-    Image.open(path).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(path).convert("RGB").quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
     print(f"{path}: {path.stat().st_size:,} bytes")
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.measurement import CONFIRM
+from eval.report.tables import table
 from eval.verdict.rows import Row, interval
 from factory.artifact import Artifact
 from factory.evidence import rows_at
@@ -54,13 +55,8 @@ def published_section(results: dict[str, Any]) -> str:
     lines = list(_lines(results))
     if not lines:
         return ""
-    heads = "".join(f"<th{_kind(place)}>{escape(one)}</th>" for place, one in enumerate(_HEAD))
-    body = "".join(
-        "<tr>" + "".join(f"<td{_kind(place)}>{escape(one)}</td>" for place, one in enumerate(line)) + "</tr>"
-        for line in lines
-    )
     words = "".join(f" {escape(note)}" for note in notes(results))
-    return f"""<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>
+    return f"""{table(HEADING, _HEAD, lines, _TEXTS)}
 <p class="soft">Speedup over the target alone, with its 95 % interval; alpha: the share of examined guesses that were
 accepted; tau: tokens for each pass of the target.{words}</p>
 """
@@ -165,7 +161,3 @@ def _suites(results: dict[str, Any]) -> list[list[str]]:
     suites = results.get("suites")
     known = [one for one in suites if isinstance(one, dict)] if isinstance(suites, list) else []
     return sorted([str(one.get("name")), str(one.get("sha256"))] for one in known)
-
-
-def _kind(place: int) -> str:
-    return ' class="text"' if place < _TEXTS else ""

@@ -15,12 +15,12 @@ NARROWER = 0.92  # DejaVu, which matplotlib brings along, is wider than a page's
 
 Attributes = dict[str, str]
 
-_INHERITED = ("fill", "stroke", "stroke-width", "opacity", "stroke-dasharray")
-
 
 def paint(alone: ElementTree.Element, path: Path) -> None:
-    """The picture of a tree that `resolved` made. Raises OSError where it cannot be written, ValueError for an element
-    that no drawing is made of."""
+    """The whole picture of a tree that `resolved` made, or nothing.
+
+    Raises OSError where it cannot be written, ValueError for an element that no drawing is made of.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -30,7 +30,9 @@ def paint(alone: ElementTree.Element, path: Path) -> None:
     painter = _Painter(figure, height)
     for element in alone:
         painter.draw(element, (0.0, 0.0), 1.0)
-    figure.savefig(path, metadata={"Software": None})
+    partial = path.with_name(f"{path.name}.partial")
+    figure.savefig(partial, format="png", metadata={"Software": None})
+    partial.replace(path)
 
 
 class _Painter:
