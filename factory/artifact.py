@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+
 SCHEMA_VERSION = 2
 CERTIFICATE = "certificate.json"
 PULLED = "pulled.json"

@@ -21,7 +21,7 @@ from factory.errors import ArtifactError
 from factory.files.atomic import is_alive, write_atomically
 from factory.files.disk import DiskError, disk_errors, free_bytes
 from factory.hub import Asked, download, is_hub_name, require_hub_name
-from factory.progress import Progress
+from factory.progress import Progress, silent
 from factory.provenance import sha256_file
 from factory.publishing.contents import CARD, MANIFEST, RECORDS, in_repository
 from factory.publishing.received import EVALUATION, base_model, manifest_in
@@ -58,7 +58,7 @@ def pull(repository: str, out: Path, progress: Progress, revision: str | None = 
     if "/" not in repository:
         raise ArtifactError(f"{repository}: wants user/name, as the address of a drafter on the Hub ends")
     asked = Asked(repository, "pull", revision=revision)
-    records = download(asked, [f"{RECORDS}*.json", CARD])
+    records = download(asked, [f"{RECORDS}*.json", CARD, "config.json"], progress=silent)
     commit = records.name
     manifest = manifest_in(records, repository)
     destination = out / repository.rpartition("/")[2]
@@ -122,9 +122,6 @@ def _assembled(manifest: dict[str, Any], snapshot: Path, records: Path, destinat
             )
         brought = _records(records, working)
         _keep(working, repository, records.name, base_model(records), brought)
-        settings = artifact.generation_settings() if f"model/{assisted.NAME}" not in manifest["files"] else None
-        if settings is not None:  # an evaluation added them; those of the manifest came with their k
-            write_atomically(working / "model" / assisted.NAME, settings)
         _draw(artifact, destination, repository)
         try:
             working.rename(destination)
@@ -164,7 +161,12 @@ def _keep(folder: Path, repository: str, commit: str, target: str | None, evals:
 
 
 def _draw(artifact: Artifact, named: Path, repository: str) -> None:
+    """The card; and the generation settings where an evaluation added them (the manifest's own came with k)."""
+    listed = f"model/{assisted.NAME}" in artifact.manifest["files"]
     try:
+        settings = None if listed else artifact.generation_settings()
+        if settings is not None:
+            write_atomically(artifact.model_folder / assisted.NAME, settings)
         artifact.write_card(named)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, StopIteration) as error:
         raise ArtifactError(
