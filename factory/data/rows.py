@@ -100,7 +100,8 @@ def dataset_rows(name: str, subset: str | None, split: str, wanted: Collection[s
         ) from error
     if _is_on_hub(name):
         require_hub_name(name, DataError, "dataset")
-        diagnose(Asked(name, "read", kind="dataset"), DataError)  # at once; the library tries again for long
+        if not datasets.config.HF_HUB_OFFLINE:  # else the library looks into its own cache, and at once
+            diagnose(Asked(name, "read", kind="dataset"), DataError)  # it would try again for long
     datasets.disable_progress_bars()
     quieten("datasets", "fsspec")
     said = dataset_name(name, subset, split)

@@ -21,7 +21,7 @@ from factory.errors import ArtifactError
 from factory.files.atomic import is_alive, write_atomically
 from factory.files.disk import DiskError, disk_errors, free_bytes
 from factory.hub import Asked, download, is_hub_name, require_hub_name
-from factory.progress import Progress
+from factory.progress import Progress, silent
 from factory.provenance import sha256_file
 from factory.publishing.contents import CARD, MANIFEST, RECORDS, in_repository
 from factory.publishing.received import EVALUATION, base_model, manifest_in
@@ -58,15 +58,15 @@ def pull(repository: str, out: Path, progress: Progress, revision: str | None = 
     if "/" not in repository:
         raise ArtifactError(f"{repository}: wants user/name, as the address of a drafter on the Hub ends")
     asked = Asked(repository, "pull", revision=revision)
-    records = download(asked, [f"{RECORDS}*.json", CARD])
+    records = download(asked, [f"{RECORDS}*.json", CARD, "config.json"], progress=silent)
     commit = records.name
     manifest = manifest_in(records, repository)
     destination = out / repository.rpartition("/")[2]
-    there = _there(destination, sha256_file(records / MANIFEST), repository, commit)
+    there = _there(destination, sha256_file(records / MANIFEST), repository, commit, progress)
     if there is None:
         wanted = [in_repository(relative) for relative in manifest["files"]]
         snapshot = download(Asked(repository, "pull", revision=commit), wanted, progress=progress)
-        return _assembled(manifest, snapshot, records, destination, repository)
+        return _assembled(manifest, snapshot, records, destination, repository, progress)
     with disk_errors(destination):
         before = there.pulled()
         brought = _records(records, destination)
@@ -83,7 +83,7 @@ def fetched(named: Sequence[str], progress: Progress, out: Path = OUT) -> list[P
     return [pull(name, out, progress).artifact.folder if is_hub_name(name) else Path(name) for name in named]
 
 
-def _there(destination: Path, digest: str, repository: str, commit: str) -> Artifact | None:
+def _there(destination: Path, digest: str, repository: str, commit: str, progress: Progress) -> Artifact | None:
     """The very drafter where it lies there already, sound; None where nothing does. Raises ArtifactError."""
     if not destination.exists():
         return None
@@ -99,13 +99,15 @@ def _there(destination: Path, digest: str, repository: str, commit: str) -> Arti
         else:
             what = f"another drafter, {found.name}" + (f" of {before['repository']}" if before else ", which was built")
         raise ArtifactError(f"{destination}: holds {what}; nothing is written over: {again}")
-    faults = found.faults()
+    faults = found.faults(progress)
     if faults:
         raise ArtifactError("\n".join([*faults, f"remove {destination} and run the same command again"]))
     return found
 
 
-def _assembled(manifest: dict[str, Any], snapshot: Path, records: Path, destination: Path, repository: str) -> Pulled:
+def _assembled(
+    manifest: dict[str, Any], snapshot: Path, records: Path, destination: Path, repository: str, progress: Progress
+) -> Pulled:
     """The folder, made beside its place and moved there when it is whole."""
     with disk_errors(destination.parent):
         _require_room(manifest, snapshot, destination)
@@ -114,7 +116,7 @@ def _assembled(manifest: dict[str, Any], snapshot: Path, records: Path, destinat
             _put(snapshot / in_repository(relative), working / relative)
         _put(records / MANIFEST, working / "manifest.json")
         artifact = Artifact.open(working)
-        faults = artifact.faults()
+        faults = artifact.faults(progress)
         if faults:
             said = [fault.replace(f"{working}/", f"{repository}: ") for fault in faults]
             raise ArtifactError(
@@ -122,9 +124,6 @@ def _assembled(manifest: dict[str, Any], snapshot: Path, records: Path, destinat
             )
         brought = _records(records, working)
         _keep(working, repository, records.name, base_model(records), brought)
-        settings = artifact.generation_settings() if f"model/{assisted.NAME}" not in manifest["files"] else None
-        if settings is not None:  # an evaluation added them; those of the manifest came with their k
-            write_atomically(working / "model" / assisted.NAME, settings)
         _draw(artifact, destination, repository)
         try:
             working.rename(destination)
@@ -164,7 +163,12 @@ def _keep(folder: Path, repository: str, commit: str, target: str | None, evals:
 
 
 def _draw(artifact: Artifact, named: Path, repository: str) -> None:
+    """The card; and the generation settings where an evaluation added them (the manifest's own came with k)."""
+    listed = f"model/{assisted.NAME}" in artifact.manifest["files"]
     try:
+        settings = None if listed else artifact.generation_settings()
+        if settings is not None:
+            write_atomically(artifact.model_folder / assisted.NAME, settings)
         artifact.write_card(named)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, StopIteration) as error:
         raise ArtifactError(
