@@ -35,6 +35,7 @@ FLAGS = (
     "--force-color-profile=srgb",
     "--remote-debugging-pipe",
 )
+MARGIN = 16  # around the picture of an element
 PATIENCE_S = 120.0  # for one answer; a machine that is busy may be slow to start a browser
 
 
@@ -49,16 +50,20 @@ class Browser:
     def __init__(self, program: str, profile: Path) -> None:
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
+        # Numbers from 10 on, so that neither end is overwritten by the other's place.
+        to_read, to_write = _far(to_read), _far(to_write)
 
         def place() -> None:
             os.dup2(to_read, 3)
             os.dup2(to_write, 4)
 
-        command = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-        # Numbers from 10 on, so that neither end is overwritten by the other's place.
-        to_read, to_write = _far(to_read), _far(to_write)
+        # What Python opens is not inherited anyway, but for the two that are placed.
         self._process = subprocess.Popen(
-            command, preexec_fn=place, pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            preexec_fn=place,
+            close_fds=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         os.close(to_read)
         os.close(to_write)
@@ -161,7 +166,8 @@ class Page:
         if selector is not None:
             place = "const b = e.getBoundingClientRect(); return [b.x + scrollX, b.y + scrollY, b.width, b.height]"
             x, y, width, height = self.value(f"(e => {{{place}}})(document.querySelector({json.dumps(selector)}))")
-            given["clip"] = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
+            x, y, width, height = x - MARGIN, y - MARGIN, width + 2 * MARGIN, height + 2 * MARGIN
+            given["clip"] = {"x": max(x, 0), "y": max(y, 0), "width": width, "height": height, "scale": 1}
         elif whole:
             size = self.call("Page.getLayoutMetrics")["cssContentSize"]
             given["clip"] = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}

@@ -188,7 +188,6 @@ def _provenance(results: Results) -> str:
             for suite in results["suites"]
         },
         "prompts skipped": str(results["skipped_prompts"]) if results["skipped_prompts"] else "",
-        "notes": " ".join(results.get("notes") or ()),
     }
     shown = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items() if value)
     keys = ("target", "hardware", "profile", "placement", "versions", "git", "suites", "plan", "parity")

@@ -19,7 +19,6 @@ def headline(results: Results) -> str:
     verdict, best = results["verdict"], decisive(results)
     won = verdict["speedup"] is not None
     sentence = _sentence(best, won, results["target"]["model"])
-    warnings = "".join(f"<li>{escape(one)}</li>" for one in verdict.get("warnings") or ())
     drawn = f'{_tiles(results, best)}<div class="interval-plot">{_interval(best, won)}</div>' if best else ""
     return f"""<section id="verdict" class="verdict {"won" if won else "none"}">
 <p class="eyebrow">Verdict</p>
@@ -27,9 +26,14 @@ def headline(results: Results) -> str:
 <p class="hardware"><b>{escape(hardware_words(results["hardware"]))}</b><br>{escape(setting(results))}</p>
 {drawn}
 <p class="reason">{escape(verdict["reason"])}</p>
-{f'<ul class="warnings">{warnings}</ul>' if warnings else ""}
+{_listed("warnings", verdict.get("warnings"))}{_listed("notes", results.get("notes"))}
 </section>
 """
+
+
+def _listed(kind: str, said: Sequence[str] | None) -> str:
+    """A list in small print; nothing where nothing is to be said."""
+    return f'<ul class="{kind}">{"".join(f"<li>{escape(one)}</li>" for one in said)}</ul>' if said else ""
 
 
 def decisive(results: Results) -> Row | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -95,7 +96,8 @@ def _tell(message: str, error: BaseException, code: int, as_json: bool) -> None:
     if (log := logs.log_file()) is not None:
         typer.echo(spoken(f"what libraries said before is in {log}"), err=True)
     if as_json and is_first():
-        typer.echo(json.dumps({"error": {"kind": type(error).__name__, "message": message, "exit_code": code}}))
+        with contextlib.suppress(OSError):  # stdout that cannot be written may be what this is about
+            typer.echo(json.dumps({"error": {"kind": type(error).__name__, "message": message, "exit_code": code}}))
 
 
 def _exit(code: int) -> typer.Exit:

@@ -17,6 +17,7 @@ _WORDS = (
     (r"Invalid value for '(?:[^']* / )?([^']*)': ", r"\1: "),
     (r"Input should be a valid (integer|number).*", "must be a whole number"),
     (r"Input should ", "must "),
+    (r"Value error, ", ""),
     (r"(file|directory) '(.*)' does not exist", r"\2: no such \1"),
     (r"file '(.*)' is a directory", r"\1: a folder; name a file"),
     (

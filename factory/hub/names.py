@@ -51,6 +51,8 @@ def require_hub_name(text: str, raises: type[FactoryError] = ModelError, what: s
     path = Path(text).expanduser()
     if path.is_file():
         raise raises(f"{text}: a file, where a folder or a name on the Hub is wanted; give the folder that it lies in")
+    if _like_a_path(text) and path.is_dir():
+        raise raises(f"{text}: a folder here, where a name on the Hub is wanted; give the {what}'s, user/name")
     if _like_a_path(text):
         raise raises(f"{text}: no such folder{meant(text)}; give one that exists, or the {what}'s name on the Hub")
     from huggingface_hub.errors import HFValidationError

@@ -8,6 +8,7 @@ entry that no page asks for any more.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -16,10 +17,12 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import pyarrow
 import pytest
 import yaml
-from documented import Command, Outcome, commands, pages, parse, replaced, run, snippets
+from documented import Command, Outcome, commands, pages, parse, replaced, run, simple, snippets
 from huggingface_hub import constants
+from pyarrow import parquet
 
 from eval.plan import EvalPlan, load_plan
 from factory.forecasting.estimate import forecast_recipe
@@ -28,8 +31,16 @@ from factory.recipes.recipe import load
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = pages(ROOT)
-ROW = {"question": "Who?", "messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}]}
-ROWS = f"{json.dumps(ROW)}\n"
+SCRIPTS = [
+    path.relative_to(ROOT).as_posix()
+    for top in ("docs", "recipes", "eval/prompts")
+    for path in sorted((ROOT / top).rglob("*.py"))
+]
+ROW = {
+    "question": "Who?",
+    "answer": "I.",
+    "messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}],
+}
 PROMPTS = "".join(f"def number_{number}(self):\n" for number in range(24))
 
 # What a page calls what it cannot know, and what that is here. The longer ones first.
@@ -40,25 +51,26 @@ PLACES = {
 # A stranger's own files, which pages speak of.
 FILES = {
     "prompts.txt": PROMPTS,
+    "prompts.jsonl": '{"prompt": "Once"}\n',
     "broken.yaml": (
-        "name: x\ndata:\n  samples: 1k\nstages:\n  - {kind: drop_layer, keep: 2}\n  - {kind: distill, epoch: 1}\n"
+        "name: x\ndata:\n  samples: 1k\n  prompts: bos\n"
+        "stages: [{kind: drop_layer, keep: 2},\n  {kind: distill, epoch: 1}]\n"
     ),
 }
 # Appended, so that nothing takes longer than it must.
 SHORTER = {
     "factory build": "--set data.samples=12 --set data.max_new_tokens=8 --set stages.1.epochs=1 --quiet",
     "factory doctor": "--no-measure",
+    "factory eval artifacts/mine --prompts prompts.txt": "--plan smoke",
 }
-# What a command is done as, where it would end in another process.
-AS = {
-    "make demo": [
-        "factory build recipes/demo/quick.yaml --out artifacts/demo",
-        "factory eval artifacts/demo/quick --plan demo --out artifacts/demo",
-    ],
-}
+# What `make demo` makes; pages begin where that lies there.
+DEMO = (
+    "factory build recipes/demo/quick.yaml --out artifacts/demo",
+    "factory eval artifacts/demo --plan smoke",
+)
 # `*` is anything. Each is parsed all the same, its recipe forecast, its plan loaded.
 NOT_DONE = {
-    "it is the suite, or begins it": ["make test", "make check", "make setup", ". .venv/bin/activate"],
+    "it is the suite, or begins it": ["make check", "pytest *"],
     "it builds and measures for minutes; README's tour does the same with a tiny target": [
         "factory build recipes/demo/gpu*.yaml --out artifacts/gpu",
         "factory build recipes/demo/half_hour.yaml --out artifacts/half-hour",
@@ -88,7 +100,7 @@ NOT_DONE = {
         "factory build recipes/gpt2-layers2.yaml",
         "python docs/benchmarks/story_prompts.py *",
         "factory build * --target stories260K *",
-        "factory eval artifacts/stories* --prompts stories.jsonl *",
+        "factory eval artifacts/stories* --prompts prompts.jsonl *",
         "python docs/table.py artifacts/stories/results.json",
     ],
     "it needs 16 GB of weights from the Hub and a GPU": [
@@ -100,14 +112,28 @@ NOT_DONE = {
         "accelerate launch *",
         "torchrun *",
     ],
-    "it asks the Hub; tests/factory/publishing/test_pull_eval.py does it with one on this machine": [
-        "factory eval user/name",
+    "it writes into the start file of the shell that you are in": ["factory --install-completion"],
+    "it is of the shell that you are in": ["factory --show-completion"],
+    "it sends to the Hub; tests/factory/publishing does it, to one on this machine": [
+        "factory publish artifacts/demo/quick --to user/name",
+    ],
+    "it asks the Hub; tests/factory/publishing/test_pull_eval.py does it, of one on this machine": [
         "factory pull user/name*",
+        "factory eval user/name*",
         "factory show drafters/name",
     ],
     "it needs two GPUs": ["factory eval artifacts/demo/quick --plan plan.yaml"],
 }
+# What a refusal says, of commands that pages show to be refused: exit code 2.
+REFUSED = {"factory publish artifacts/demo/quick --to user/name --dry-run": "it is not shown to be faster"}
+# Pages whose Python another test runs, on models of its own.
+PYTHON = {"docs/python.md": "tests/factory/api/test_api.py", "docs/report.md": "tests/docs/test_report_page.py"}
 REASONS = {pattern: reason for reason, patterns in NOT_DONE.items() for pattern in patterns}
+
+
+def write_files(folder: Path) -> None:
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
 
 
 def shorter(text: str) -> str:
@@ -136,10 +162,10 @@ def clone(
     for name in ("docs", "eval", "Makefile", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "recipes", folder / "recipes", ignore=shutil.ignore_patterns("target"))
-    tiny_target("llama", folder / "recipes/demo/target", context=1024)
-    (folder / "target").symlink_to(folder / "recipes/demo/target")
-    for name, text in FILES.items():
-        (folder / name).write_text(text)
+    target = tiny_target("llama", folder / "recipes/demo/target", context=1024)
+    shutil.copy(ROOT / "recipes/demo/target/README.md", target)  # its licence is read off it
+    (folder / "target").symlink_to(target)
+    write_files(folder)
     done: dict[tuple[Path, str], Outcome] = {}  # a command is done once, wherever it stands
     told: dict[str, list[tuple[Command, Outcome]]] = {}
 
@@ -152,7 +178,8 @@ def clone(
         if (here, text) not in done:
             done[here, text] = run(text, given="def main():\n")
             if text.startswith("factory init "):  # the shipped target is true, and slow
-                shutil.copytree(folder / "target", here / text.split()[2] / "target", dirs_exist_ok=True)
+                shutil.copytree(target, here / text.split()[2] / "target", dirs_exist_ok=True)
+                write_files(here / text.split()[2])
         return done[here, text]
 
     def tour(page: str) -> list[tuple[Command, Outcome]]:
@@ -163,23 +190,29 @@ def clone(
                 if named := re.match(r"# (\w+\.yaml)\b", block.text):
                     (folder / named[1]).write_text(shorter(replaced(block.text, PLACES)))
             for command in commands(ROOT, page):
-                for text in AS.get(command.text, [command.text]) if reason(command.text) is None else []:
-                    told[page].append((command, once(replaced(text, PLACES))))
+                if reason(command.text) is None:
+                    told[page].append((command, once(replaced(command.text, PLACES))))
         return told[page]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setenv("HOME", str(folder))  # nothing of the machine's own is written to
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setenv("COLUMNS", "120")
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         tour("README.md")
+        os.chdir(folder)
+        for text in DEMO:
+            once(text)
         yield tour
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(ROOT, page)])
 def test_commands(page: str, clone: Callable[[str], list[tuple[Command, Outcome]]]) -> None:
     for command, outcome in clone(page):
-        if command.shown is None:
+        if command.text in REFUSED:
+            assert outcome.code == 2 and REFUSED[command.text] in outcome.output, f"{command}\n{outcome.output}"
+        elif command.shown is None:
             assert outcome.code == 0, f"{command}\n{outcome.output}"
         else:
             said, shown = ([line.rstrip() for line in text.splitlines()] for text in (outcome.output, command.shown))
@@ -195,6 +228,7 @@ def test_commands(page: str, clone: Callable[[str], list[tuple[Command, Outcome]
 def test_no_reason_is_left_over() -> None:
     asked = {command.text for page in PAGES for command in commands(ROOT, page)}
     assert [one for one in REASONS if not any(fnmatchcase(text, one.replace("[", "[[]")) for text in asked)] == []
+    assert set(REFUSED) <= asked
 
 
 MENTIONED = re.compile(r"`((?:factory|make|python docs/\S+|pip install) [^`\n]+)`")
@@ -205,7 +239,20 @@ def test_what_is_mentioned_within_a_sentence_exists(page: str) -> None:
     """Placeholders stand for files there, and arguments may be left out, so only the words themselves are looked at."""
     prose = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     faults = [(text, parse(text, ROOT)) for text in MENTIONED.findall(prose)]
-    assert [(text, fault) for text, fault in faults if fault and "Missing" not in fault] == []
+    assert [(text, fault) for text, fault in faults if fault and not re.search("Missing|requires an", fault)] == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_says_at_its_head_how_it_is_called(script: str) -> None:
+    head = ast.get_docstring(ast.parse((ROOT / script).read_text(encoding="utf-8"))) or ""
+    lines = [line for line in head.splitlines() if re.match(r"    (factory|python|make) ", line)]
+    asked = [text for line in lines for text in simple(ROOT, line.strip())]
+    there = [text.replace("FOLDER", ".") for text in asked]
+    assert [(text, fault) for text in there if (fault := parse(text, ROOT))] == []
+
+
+def json_lines(table: pyarrow.Table, path: Path) -> None:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in table.to_pylist()))
 
 
 HEAD = {"name": "x", "stages": [{"kind": "distill"}], "data": {"prompts": "bos"}}
@@ -215,8 +262,7 @@ HEAD = {"name": "x", "stages": [{"kind": "distill"}], "data": {"prompts": "bos"}
 def test_examples_of_recipes_and_plans_load(page: str, tmp_path: Path) -> None:
     """A part of a recipe is made whole; then it is forecast for a model of 8 B."""
     shutil.copytree(ROOT / "recipes/configs", tmp_path / "configs")
-    for name, text in FILES.items():
-        (tmp_path / name).write_text(text)
+    write_files(tmp_path)
     for block in snippets(ROOT, page, "yaml"):
         given = yaml.safe_load(block.text)
         path = tmp_path / "it.yaml"
@@ -225,7 +271,8 @@ def test_examples_of_recipes_and_plans_load(page: str, tmp_path: Path) -> None:
             assert load_plan(str(path)) != EvalPlan(), block
             continue
         for file in re.findall(r"file: ([\w.]+)", block.text):
-            (tmp_path / file).write_text(ROWS) if file.endswith("l") else (tmp_path / file).touch()
+            write = parquet.write_table if file.endswith(".parquet") else json_lines
+            write(pyarrow.Table.from_pylist([ROW]), tmp_path / file)
         missing = {key: value for key, value in HEAD.items() if key not in given}
         text = replaced(block.text, {"MODEL_OR_FOLDER": "someone/model"})
         if "target" not in given or "config" not in given["target"]:
@@ -239,7 +286,9 @@ def test_examples_of_recipes_and_plans_load(page: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if snippets(ROOT, page, "python")])
 def test_examples_in_python_run(page: str, clone: Callable[[str], list[tuple[Command, Outcome]]]) -> None:
+    if page in PYTHON:
+        assert page in (ROOT / PYTHON[page]).read_text(encoding="utf-8")
+        return
     clone(page)
-    names: dict[str, object] = {}
     for block in snippets(ROOT, page, "python"):
-        exec(compile(replaced(block.text, PLACES), f"{page}:{block.line}", "exec"), names)
+        exec(compile(replaced(block.text, PLACES), f"{page}:{block.line}", "exec"), {})

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from documented import FENCE, pages
+
+from factory.stages import AnyStage
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [page for page in pages(ROOT) if page.endswith(".md")]
@@ -45,6 +48,16 @@ def test_every_page_is_in_the_index() -> None:
     assert [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in {*linked, "README.md"}] == []
 
 
+def test_every_stage_has_its_keys_in_the_catalogue() -> None:
+    rows = dict(
+        re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "recipes/README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    for stage in get_args(get_args(AnyStage)[0]):
+        (kind,) = get_args(stage.model_fields["kind"].annotation)
+        keys = [] if kind == "distill" else [key for key in stage.model_fields if key != "kind"]  # a page of its own
+        assert [key for key in keys if f"`{key}`" not in rows[kind]] == [], kind
+
+
 def test_every_module_is_on_the_map() -> None:
     """By its own name, or by its room's, in the first column of the table or within a row of that room."""
     rows = re.findall(
@@ -52,11 +65,12 @@ def test_every_module_is_on_the_map() -> None:
     )
     named: set[str] = set()
     for first, second in rows:
-        folder = ""
+        room = ""
         for name in re.findall(r"`([^`]+)`", first):
-            folder = name if name.endswith("/") else folder or f"{Path(name).parent}/"
-            named.add(name if "/" in name else folder + name)
-        named |= {folder + name for name in re.findall(r"`([\w/]+\.py)`", second)}
+            if name.startswith(("factory/", "eval/")):
+                room = name if name.endswith("/") else f"{Path(name).parent}/"
+            named.add(name if name.startswith(room) else room + name)
+        named |= {room + name for name in re.findall(r"`([\w/]+\.py)`", second)}
     modules = [each.relative_to(ROOT).as_posix() for top in ("factory", "eval") for each in (ROOT / top).rglob("*.py")]
     rooms = [name for name in named if name.endswith("/")]
     unnamed = [path for path in modules if path not in named and not any(path.startswith(room) for room in rooms)]

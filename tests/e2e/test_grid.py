@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -213,14 +214,15 @@ def test_after_ctrl_c_the_same_command_goes_on(tiny_folder: Path, tmp_path: Path
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.endswith("\ninterrupted: what is finished is kept, and the same command goes on from there\n")
+    asked = shlex.join(process.args[3:])  # type: ignore[index,arg-type]
+    assert errors.endswith(f"\ninterrupted: what is finished is kept; to go on from there: python -m factory {asked}\n")
     assert "Traceback" not in errors
     wait_for(lambda: not alive(process.pid))
     checkpoints = list(out.glob(".cache/stages/*.working/checkpoint.pt"))
     step = min(torch.load(file, weights_only=True)["step"] for file in checkpoints)
     steps: list[int] = []
     build(load(path), out, lambda done, _total, what: steps.append(done) if "distilling" in what else None)
-    assert min(steps) in (1, step + 1)
+    assert min(steps) in (0, step)  # one of them may not have begun
 
 
 @llama

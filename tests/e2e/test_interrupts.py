@@ -1,4 +1,7 @@
-"""Ctrl-C at real processes: they end, say the very command that goes on, lose nothing, and show no traceback."""
+"""Ctrl-C at real processes: they end, say the very command that goes on, lose nothing, and show no traceback.
+
+Of a build in several processes it is in test_grid.py, of an evaluation in tests/eval/timing/test_partial.py.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from commands import HANGS_S, Command
 
-from eval.plan import load_plan
 from factory.building.build import build
-from factory.progress import silent
 from factory.recipes.recipe import load
 
 LONG = """\
@@ -24,18 +24,13 @@ stages:
   - {kind: drop_layers, keep: 2}
   - {kind: distill, loss: forward_kl, epochs: 2000, lr: 1.0e-3, batch: 8, checkpoint_every: 5}
 """
-GRID = """\
-grid:
-  stages.0.keep: [1, 2]
-"""
 
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_target: Callable[..., Path]) -> Path:
-    """A target, a recipe that trains for ever, and one of two such candidates."""
+    """A target, and a recipe that trains for ever."""
     tiny_target("llama", tmp_path / "target")
     (tmp_path / "long.yaml").write_text(LONG)
-    (tmp_path / "two.yaml").write_text(LONG + GRID)
     return tmp_path
 
 
@@ -96,23 +91,3 @@ def until_there(folder: Path, name: str) -> Path:
             return found
         time.sleep(0.01)
     raise AssertionError(f"no {name}")
-
-
-def test_a_build_in_processes_that_write_text_as_a_terminal_does_it(folder: Path) -> None:
-    command = Command("build", "two.yaml", "--jobs", "2", folder=folder)
-    command.until("the target writes")
-    command.interrupt(all_of_them=True)
-    ends(command, 130, "build", "two.yaml", "--jobs", "2")
-
-
-def test_an_evaluation_while_it_times(folder: Path) -> None:
-    build(load(folder / "long.yaml", ["stages.1.epochs=1"]), folder / "out", silent)
-    plan = {**load_plan("smoke").model_dump(mode="json"), "repeats": 1000}
-    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
-    asked = ("eval", "out/long", "--plan", "plan.yaml")
-    command = Command(*asked, folder=folder)
-    command.until("timing")
-    command.interrupt()
-    ends(command, 130, *asked)
-    assert not (folder / "out" / "long" / "results.json").exists()
-    assert until_there(folder / "out" / "long", "parity.json").is_file()  # what is measured stays

@@ -16,18 +16,17 @@ HANGS_S = 90.0  # far beyond what any machine needs: who waits so long would wai
 class Command:
     """`python -m factory ...` in a folder of the test's own, which is its cache too."""
 
-    def __init__(self, *arguments: object, folder: Path, launcher: tuple[str, ...] = (), **environment: str) -> None:
+    def __init__(self, *arguments: object, folder: Path) -> None:
         self.err: list[str] = []
         self._more = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, *launcher, "-m", "factory", *map(str, arguments)],
+            [sys.executable, "-m", "factory", *map(str, arguments)],
             cwd=folder,
             env={
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
                 "OMP_NUM_THREADS": "1",
                 "XDG_CACHE_HOME": str(folder / "cache"),
-                **environment,
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -55,12 +54,9 @@ class Command:
         assert isinstance(found, str), f"no line with {text!r}: {self.err}"
         return found
 
-    def interrupt(self, number: int = signal.SIGINT, *, all_of_them: bool = False) -> None:
-        """As `kill` does, or as a terminal does, to each of its processes."""
-        if all_of_them:
-            os.killpg(self.process.pid, number)
-        else:
-            self.process.send_signal(number)
+    def interrupt(self, number: int = signal.SIGINT) -> None:
+        """As Ctrl-C does, or `kill`."""
+        self.process.send_signal(number)
 
     def end(self) -> tuple[int, str, list[str]]:
         """Exit code, stdout, lines on stderr."""

@@ -1,13 +1,13 @@
 """What the documentation tells a reader to type, and how far it can be tried.
 
-`pages(root)` are all Markdown pages and the recipes and plans. `commands(root, page)` are the lines of a page's sh, bash
-and console blocks, and those at the head of a recipe, each split into the simple commands that a shell makes of it:
-comments, `&&`, `;`, `&` and loops are taken apart, `left | right` stays one. What a test does with one is `run` or `parse`:
+`pages(root)` are all Markdown pages and the recipes and plans. `commands(root, page)` are the lines of a page's sh,
+bash and console blocks, and those at the head of a recipe, each split into the simple commands that a shell makes of
+it: comments, `&&`, `;`, `&` and loops are taken apart, `left | right` stays one. A test can do two things with one:
 
-- `run(text)` does it in the folder that it is called in. `factory` and `python` run in this process, since starting torch
-  anew for each would take minutes; everything else is bash's.
-- `parse(text, root)` looks as far as one can without doing it: files exist, options and their values are known, make has
-  the target, a distribution has the extra, the recipe is forecast, the plan loaded.
+- `run(text)` does it in the folder that it is called in. `factory` and `python` run in this process, since starting
+  torch anew for each would take minutes; everything else is bash's.
+- `parse(text, root)` looks as far as one can without doing it: files exist, options and their values are known, make
+  has the target, a distribution has the extra, the recipe is forecast, the plan loaded.
 """
 
 from __future__ import annotations
@@ -210,7 +210,9 @@ def _script_here(words: list[str], only_parse: bool = False) -> Outcome:
 
 def parse(text: str, root: Path) -> str:
     """What is wrong with a command, as far as one can see without doing it; empty where nothing is."""
-    words = shlex.split(text.rpartition(" | ")[2])
+    parts = [re.sub(r"\s+[<>].*", "", part) for part in re.split(r"\s+\\?\|\s+", text)]  # a table escapes the bar
+    part = next((part for part in parts if part.startswith(("factory ", "python "))), parts[-1])
+    words = shlex.split(part)
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
     try:
@@ -232,6 +234,8 @@ def _fault(words: list[str], root: Path) -> str:
         case "factory":
             return _factory(rest, root)
         case "python":
+            if "parse_args(" not in (root / rest[0]).read_text(encoding="utf-8"):
+                return "" if not rest[1:] else f"{rest[0]} takes no arguments"
             outcome = _script_here([str(root / rest[0]), *rest[1:]], only_parse=True)
             return outcome.output if outcome.code else ""
         case "make":
@@ -250,7 +254,7 @@ def _factory(words: list[str], root: Path) -> str:
     """Of `factory`: the command and its options, then the recipe's forecast or the plan. Raises what typer says."""
     group = typer.main.get_command(cli.app)
     if words[0].startswith("-"):
-        known = {option for parameter in group.params for option in parameter.opts} | {"--help"}
+        known = {option for parameter in group.get_params(typer.Context(group)) for option in parameter.opts}
         return "" if known >= set(words) else f"factory has no {words}"
     command = group.commands.get(words[0])  # type: ignore[attr-defined]
     if command is None:
@@ -261,7 +265,8 @@ def _factory(words: list[str], root: Path) -> str:
     recipe = root / str(asked.get("recipe"))
     if words[0] == "build" and recipe.is_file():
         settings = [word for given in asked["settings"] or () for word in ("--set", given)]
-        result = CliRunner().invoke(cli.app, ["check", str(recipe), *settings])
+        with contextlib.chdir(root):  # where a recipe's paths are looked for too
+            result = CliRunner().invoke(cli.app, ["check", str(recipe), *settings])
         return result.output if result.exit_code else ""
     if words[0] == "eval" and (not asked["plan"].endswith(".yaml") or (root / asked["plan"]).is_file()):
         load_plan(str(root / asked["plan"]) if asked["plan"].endswith(".yaml") else asked["plan"])

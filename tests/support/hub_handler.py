@@ -11,21 +11,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
-from hub_store import Blob, MalformedError, MovedError, Repository, Request, front_matter
+from hub_store import Blob, MalformedError, MovedError, RefusalError, Repository, Request, front_matter
 
 if TYPE_CHECKING:
     from hub_server import HubServer, User
 
 LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "other")  # some of those that the Hub knows
 PREFIXES = {"models": "model", "datasets": "dataset", "spaces": "space"}
-
-
-class RefusalError(Exception):
-    """An answer that is an error, with the headers that the client tells errors apart by."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, commit: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.commit = status, message, code, commit
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -16,6 +16,7 @@ somebody else were at work. `hub.requests` has every request, with whether a tok
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,3 +143,5 @@ class HubServer:
         }.items():
             patch.setattr(constants, name, value)
         patch.setattr(hf_api.api, "endpoint", self.url)
+        if "transformers.utils.hub" in sys.modules:  # it keeps its first client, of a server that is gone
+            patch.setattr(sys.modules["transformers.utils.hub"], "_hf_api", None, raising=False)

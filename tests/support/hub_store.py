@@ -93,6 +93,14 @@ class MalformedError(Exception):
     """A commit that the Hub refuses, with the reason."""
 
 
+class RefusalError(Exception):
+    """An answer that is an error, with the headers that the client tells errors apart by."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, commit: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.commit = status, message, code, commit
+
+
 @dataclass
 class Repository:
     """One repository. It begins with a commit that holds .gitattributes, as the Hub's do."""

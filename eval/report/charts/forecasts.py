@@ -19,7 +19,7 @@ def forecast_chart(results: Results) -> Chart | None:
     if not rows:
         return None
     caption = """Each mark is a drafter at one k, the best of each named, with 95 % intervals. On the diagonal the
-forecast is right; above it the drafter did better than sizes and the device's profile foretold at its measured alpha."""
+forecast is right; above it the drafter did better than sizes and the device's profile foretold at its alpha."""
     styles = looks(results)
     names = list(dict.fromkeys(map(drafter_name, rows)))
     head, top = legend([(fitted(name, 40), styles[name]) for name in styles if name in names])

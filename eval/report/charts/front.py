@@ -181,7 +181,8 @@ def _drawn(
     for start, end in pairwise(steps):
         room.line(start, end)
     # Names of the front first, then what it passes over; where nothing is free, pointing at the mark says it.
-    named_points = sorted((point for point in points if point.best), key=lambda one: one not in on_front)
+    told = [one for one in points if one in on_front or (one.best and not styles[one.name].control)]
+    named_points = sorted(told, key=lambda one: one not in on_front)
     labels = []
     for point in named_points:
         x, y = at[points.index(point)]

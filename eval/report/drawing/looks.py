@@ -14,11 +14,13 @@ LOOKUP, ALONE = "prompt lookup", "target alone"
 
 @dataclass(frozen=True)
 class Look:
-    """A class of the palette, and one of `svg.SHAPES`. Hollow: what had no training."""
+    """A class of the palette, and one of `svg.SHAPES`. Hollow: what had no training; a control was kept for that."""
 
     colour: str
     shape: str = "circle"
     hollow: bool = False
+
+    control: bool = False
 
     @property
     def kind(self) -> str:
@@ -36,8 +38,8 @@ def looks_of(names: Sequence[str]) -> dict[str, Look]:
         elif name == ALONE:
             found[name] = Look("alone", "circle")
         else:
-            place = trained.index(_trained(name))
-            found[name] = Look(f"s{place % SERIES}", SHAPES[place % len(SHAPES)], name.endswith(RAW))
+            place, raw = trained.index(_trained(name)), name.endswith(RAW)
+            found[name] = Look(f"s{place % SERIES}", SHAPES[place % len(SHAPES)], raw, raw)
     return found
 
 

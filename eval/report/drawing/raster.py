@@ -15,12 +15,12 @@ NARROWER = 0.92  # DejaVu, which matplotlib brings along, is wider than a page's
 
 Attributes = dict[str, str]
 
-_INHERITED = ("fill", "stroke", "stroke-width", "opacity", "stroke-dasharray")
-
 
 def paint(alone: ElementTree.Element, path: Path) -> None:
-    """The picture of a tree that `resolved` made. Raises OSError where it cannot be written, ValueError for an element
-    that no drawing is made of."""
+    """The whole picture of a tree that `resolved` made, or nothing.
+
+    Raises OSError where it cannot be written, ValueError for an element that no drawing is made of.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -30,7 +30,9 @@ def paint(alone: ElementTree.Element, path: Path) -> None:
     painter = _Painter(figure, height)
     for element in alone:
         painter.draw(element, (0.0, 0.0), 1.0)
-    figure.savefig(path, metadata={"Software": None})
+    partial = path.with_name(f"{path.name}.partial")
+    figure.savefig(partial, format="png", metadata={"Software": None})
+    partial.replace(path)
 
 
 class _Painter:
@@ -86,14 +88,16 @@ class _Painter:
 
         given = element.attrib
         halo = given.get("stroke", "none")
+        anchor: Any = {"middle": "center", "end": "right"}.get(given.get("text-anchor", ""), "left")
         return Text(
             float(given["x"]),
             float(given["y"]),
-            (element.text or "").replace("$", r"\$"),
+            element.text or "",
+            parse_math=False,
             color=given.get("fill", "black"),
             fontsize=NARROWER * float(given.get("font-size", 12)),
             fontweight="bold" if given.get("font-weight") else "normal",
-            horizontalalignment={"middle": "center", "end": "right"}.get(given.get("text-anchor", ""), "left"),
+            horizontalalignment=anchor,
             verticalalignment="baseline",
             path_effects=[withStroke(linewidth=float(given["stroke-width"]), foreground=halo)]
             if halo != "none"

@@ -157,7 +157,7 @@ def test_accepted_lengths_of_an_earlier_version_are_counted_from_its_tokens(tmp_
     html = draw(results, tmp_path / TOKENS, tmp_path).read_text()
     assert "quick, k = 2, greedy: 0 accepted in 2 rounds, 40%" in html and "mean 1.00" in html
     (tmp_path / TOKENS).write_text('{"accepted": [1]}\n')
-    with pytest.raises(DataError, match=r"tokens\.jsonl: not what `factory eval` writes"):
+    with pytest.raises(DataError, match=r"tokens\.jsonl: not what `factory eval` of this version writes"):
         draw(results, tmp_path / TOKENS, tmp_path)
 
 
@@ -181,10 +181,10 @@ def test_names_cannot_write_into_the_page(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_results_says_what_writes_them(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"results\.json: cannot be read .*`factory eval` writes it"):
+    with pytest.raises(DataError, match=r"no results\.json there; `factory eval ARTIFACTS --out .*` writes one"):
         redraw(tmp_path)
     (tmp_path / RESULTS).write_text("{}")
-    with pytest.raises(DataError, match=r"results\.json: not what `factory eval` writes"):
+    with pytest.raises(DataError, match=r"results\.json: not what `factory eval` of this version writes"):
         redraw(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -136,7 +137,8 @@ def test_after_ctrl_c_the_same_command_goes_on(built: Artifact, tmp_path: Path) 
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert errors.endswith("\ninterrupted: what is finished is kept, and the same command goes on from there\n")
+    asked = shlex.join([*command[3:], "--quiet"])
+    assert errors.endswith(f"\ninterrupted: what is finished is kept; to go on from there: python -m factory {asked}\n")
     blocks = [path.name for path in out.glob(f"{FOLDER}/*/choose-*.json")]
     assert 0 < len(blocks) < 8 and not (out / RESULTS).exists()
 

@@ -64,7 +64,7 @@ def test_an_unreadable_prompt_file_is_an_error_with_its_name(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"latin\.txt: cannot be read"):
         read_prompts(tmp_path / "latin.txt")
     (tmp_path / "p.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(DataError, match=r"p\.parquet: cannot be read .* whole parquet file"):
+    with pytest.raises(DataError, match=r"p\.parquet: cannot be read; is it a whole parquet file"):
         read_prompts(tmp_path / "p.parquet")
 
 

@@ -98,7 +98,7 @@ def test_a_target_with_nan_is_refused_before_it_writes(tiny_target: Callable[...
     said: list[str] = []
     with pytest.raises(ModelError, match=r"NaN or infinite weights in model\.norm\.weight"):
         build(load(recipe), tmp_path / "out", lambda _d, _t, what: said.append(what))
-    assert set(said) == {"loading the target"}
+    assert not [what for what in said if "writes" in what]
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float16", "bfloat16", "float32"])

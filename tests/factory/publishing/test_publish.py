@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -197,7 +199,9 @@ def test_a_token_is_written_nowhere(ada: HubServer, publish: Publish, faster: Ar
         assert not [path for path, blob in repository.files().items() if TOKEN.encode() in blob.data]
 
 
-def test_the_card_is_one_that_the_hub_reads(ada: HubServer, publish: Publish, faster: Artifact) -> None:
+def test_the_card_is_one_that_the_hub_reads_and_its_code_runs(
+    ada: HubServer, publish: Publish, faster: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, _, err = publish(faster.folder, "--to", REPOSITORY, "--base-model", "ada/big", "--license", "mit")
     assert code == 0, err
     card = ModelCard(ada.repository(REPOSITORY).files()["README.md"].data.decode())
@@ -227,7 +231,14 @@ def test_the_card_is_one_that_the_hub_reads(ada: HubServer, publish: Publish, fa
     ):
         assert part in text, part
     assert "| None |" not in text and "None," not in text
-    assert str(Path(faster.manifest["target"]["path"]).parent) not in text  # where it lies is nobody's business
+    target = Path(faster.manifest["target"]["path"])
+    assert str(target.parent) not in text  # where it lies is nobody's business
+
+    ada.add("ada/big", {path.name: path.read_bytes() for path in target.iterdir()})
+    found: dict[str, Any] = {}
+    exec(text.split("```python\n")[1].split("```")[0], found)  # as a reader would run it, out of this Hub
+    assert capsys.readouterr().out.startswith("def main():") and found["tokens"].shape[1] > len("def main():")
+    assert ada.seen("GET", f"/{REPOSITORY}/resolve") and ada.seen("GET", "/ada/big/resolve")
 
 
 def test_a_slower_one_says_so_on_its_card_with_the_reason(ada: HubServer, publish: Publish, artifact: Artifact) -> None:
@@ -265,6 +276,17 @@ def test_the_licence_is_the_targets(hub: HubServer, publish: Publish, faster: Ar
         "license_name": "own",
         "license_link": link,
     }
+
+
+def test_the_page_says_what_the_commands_do(publish: Publish, artifact: Artifact) -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "publishing.md").read_text(encoding="utf-8")
+    commands = [line.partition(" #")[0] for line in page.splitlines() if line.startswith("factory publish")]
+    plain, sending, excused = (
+        shlex.split(one.replace("artifacts/demo/quick", str(artifact.folder))) for one in commands
+    )
+    assert [publish(*one[2:])[0] for one in (plain, sending, excused)] == [2, 2, 0]
+    listed = set(re.findall(r"--[a-z-]+", publish("--help")[1]))
+    assert set(re.findall(r"`(--[a-z-]+)", page)) <= listed
 
 
 def test_weights_that_only_gptqmodel_loads_say_so() -> None:
