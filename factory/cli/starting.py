@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from factory.cli.shell import app, reported
+from factory.cli.shell import JsonOption, app, reported
 
 
 @app.command()
@@ -16,6 +16,7 @@ from factory.cli.shell import app, reported
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="where to; made where it is not there")],
     force: Annotated[bool, typer.Option("--force", help="replace files that are there and differ")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Copy the shipped recipes to begin with, and the demo's prompts and model, into a folder of yours."""
     from factory.recipes.shipped import copy_shipped
@@ -24,7 +25,11 @@ def init(
     there = f", {len(same)} were there already" if same else ""
     typer.echo(f"{folder}: {len(written)} files written{there}")
     steps = ("factory check .", "factory build quick.yaml", "factory eval artifacts --plan demo")
-    typer.echo(f"next: {' && '.join((f'cd {folder}', *steps))}")
+    if as_json:
+        names = [path.relative_to(folder).as_posix() for path in written]
+        typer.echo(json.dumps({"folder": str(folder), "written": names, "unchanged": len(same)}))
+    else:
+        typer.echo(f"next: {' && '.join((f'cd {folder}', *steps))}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,7 @@ def test_again_it_does_nothing(light: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "mine").rglob("*")}
     code, said, _ = init(tmp_path / "mine")
     assert (code, "0 files written" in said) == (0, True)
+    assert json.loads(init(tmp_path / "mine", "--json")[1].splitlines()[-1])["written"] == []
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "mine").rglob("*")} == before
 
 
