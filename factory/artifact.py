@@ -75,8 +75,8 @@ class Artifact:
             raise ArtifactError(f"{path}: damaged ({error}); run its `factory build` again") from error
         if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
             raise ArtifactError(f"{path}: not a manifest of version {SCHEMA_VERSION}; build it again with this version")
-        if lacking := [key for key, kind in _FACTS.items() if not isinstance(manifest.get(key), kind)]:
-            raise ArtifactError(f"{path}: damaged (without {', '.join(lacking)}); run its `factory build` again")
+        if without := lacking(manifest):
+            raise ArtifactError(f"{path}: damaged (without {', '.join(without)}); run its `factory build` again")
         return cls(folder, manifest)
 
     @property
@@ -257,6 +257,11 @@ class Artifact:
                 "move it away, and judge the drafter again"
             ) from error
         write_atomically(self.folder / "README.md", card)
+
+
+def lacking(manifest: dict[str, Any]) -> list[str]:
+    """What every manifest holds, and this one does not, or as something else."""
+    return [key for key, kind in _FACTS.items() if not isinstance(manifest.get(key), kind)]
 
 
 def _same_but_k(path: Path, digest: str) -> bool:

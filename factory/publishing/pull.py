@@ -62,11 +62,11 @@ def pull(repository: str, out: Path, progress: Progress, revision: str | None = 
     commit = records.name
     manifest = manifest_in(records, repository)
     destination = out / repository.rpartition("/")[2]
-    there = _there(destination, sha256_file(records / MANIFEST), repository, commit)
+    there = _there(destination, sha256_file(records / MANIFEST), repository, commit, progress)
     if there is None:
         wanted = [in_repository(relative) for relative in manifest["files"]]
         snapshot = download(Asked(repository, "pull", revision=commit), wanted, progress=progress)
-        return _assembled(manifest, snapshot, records, destination, repository)
+        return _assembled(manifest, snapshot, records, destination, repository, progress)
     with disk_errors(destination):
         before = there.pulled()
         brought = _records(records, destination)
@@ -83,7 +83,7 @@ def fetched(named: Sequence[str], progress: Progress, out: Path = OUT) -> list[P
     return [pull(name, out, progress).artifact.folder if is_hub_name(name) else Path(name) for name in named]
 
 
-def _there(destination: Path, digest: str, repository: str, commit: str) -> Artifact | None:
+def _there(destination: Path, digest: str, repository: str, commit: str, progress: Progress) -> Artifact | None:
     """The very drafter where it lies there already, sound; None where nothing does. Raises ArtifactError."""
     if not destination.exists():
         return None
@@ -99,13 +99,15 @@ def _there(destination: Path, digest: str, repository: str, commit: str) -> Arti
         else:
             what = f"another drafter, {found.name}" + (f" of {before['repository']}" if before else ", which was built")
         raise ArtifactError(f"{destination}: holds {what}; nothing is written over: {again}")
-    faults = found.faults()
+    faults = found.faults(progress)
     if faults:
         raise ArtifactError("\n".join([*faults, f"remove {destination} and run the same command again"]))
     return found
 
 
-def _assembled(manifest: dict[str, Any], snapshot: Path, records: Path, destination: Path, repository: str) -> Pulled:
+def _assembled(
+    manifest: dict[str, Any], snapshot: Path, records: Path, destination: Path, repository: str, progress: Progress
+) -> Pulled:
     """The folder, made beside its place and moved there when it is whole."""
     with disk_errors(destination.parent):
         _require_room(manifest, snapshot, destination)
@@ -114,7 +116,7 @@ def _assembled(manifest: dict[str, Any], snapshot: Path, records: Path, destinat
             _put(snapshot / in_repository(relative), working / relative)
         _put(records / MANIFEST, working / "manifest.json")
         artifact = Artifact.open(working)
-        faults = artifact.faults()
+        faults = artifact.faults(progress)
         if faults:
             said = [fault.replace(f"{working}/", f"{repository}: ") for fault in faults]
             raise ArtifactError(

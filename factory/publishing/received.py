@@ -11,7 +11,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from factory.artifact import SCHEMA_VERSION
+from factory.artifact import SCHEMA_VERSION, lacking
 from factory.errors import ArtifactError
 from factory.files.documents import read
 from factory.publishing.contents import CARD, MANIFEST
@@ -70,6 +70,8 @@ def _faults(manifest: dict[str, Any], text: str) -> list[str]:
         return [f"{MANIFEST}: its text holds what would not be shown as it is, or a name that no drafter has"]
     if not isinstance(files, dict) or not files:
         return [f"{MANIFEST}: it lists no files"]
+    if without := lacking(manifest):
+        return [f"{MANIFEST}: it is without {', '.join(without)}, which every artifact's has"]
     faults = [f"{MANIFEST}: {fault}" for relative, digest in files.items() if (fault := _fault(relative, digest))]
     if not faults and not {"model/config.json", *_WHOLE} <= set(files):
         faults.append(f"{MANIFEST}: lists no model/config.json, recipe.yaml or resolved.yaml, as every artifact's does")

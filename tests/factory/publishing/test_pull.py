@@ -251,9 +251,10 @@ def _planted(name: str) -> Callable[[dict[str, Any]], object]:
         (lambda manifest: manifest.update(name="../x"), "a name that no drafter has"),
         (lambda manifest: manifest.update(dtype="\x1b[2J"), "what would not be shown as it is"),
         (lambda manifest: manifest.update(schema_version=1), "is not one of version 2"),
+        (lambda manifest: manifest.pop("shape"), "it is without shape, which every artifact's has"),
         (
-            lambda manifest: manifest.pop("shape"),
-            "its manifest or one of its evaluations is not as `factory` writes it",
+            lambda manifest: manifest["shape"].pop("layers"),
+            "its manifest or one of its evaluations is not as `factory`",
         ),
     ],
 )
