@@ -157,7 +157,7 @@ def test_accepted_lengths_of_an_earlier_version_are_counted_from_its_tokens(tmp_
     html = draw(results, tmp_path / TOKENS, tmp_path).read_text()
     assert "quick, k = 2, greedy: 0 accepted in 2 rounds, 40%" in html and "mean 1.00" in html
     (tmp_path / TOKENS).write_text('{"accepted": [1]}\n')
-    with pytest.raises(DataError, match=r"tokens\.jsonl: not what `factory eval` writes"):
+    with pytest.raises(DataError, match=r"tokens\.jsonl: not what `factory eval` of this version writes"):
         draw(results, tmp_path / TOKENS, tmp_path)
 
 
