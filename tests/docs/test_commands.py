@@ -46,10 +46,17 @@ PROMPTS = "".join(f"def number_{number}(self):\n" for number in range(24))
 # What a page calls what it cannot know, and what that is here. The longer ones first.
 PLACES = {
     "MODEL_OR_FOLDER": "target",
-    "--plan demo": "--plan smoke",
+    "--plan demo": "--plan tiny.yaml",
+}
+# Seconds less than `smoke`, since it is run a dozen times.
+TINY = {
+    **{"suites": ["stories"], "prompts": 2, "confirm_prompts": 2, "warmup_prompts": 1, "max_new_tokens": 6, "ks": [2]},
+    **{"lookup_ks": [2], "raw_ks": [2], "temperatures": [0.0], "repeats": 1, "confirm_repeats": 1, "parity_prompts": 1},
+    **{"parity_new_tokens": 6, "device": "cpu", "dtype": "float32", "threads": 1},
 }
 # A stranger's own files, which pages speak of.
 FILES = {
+    "tiny.yaml": yaml.safe_dump(TINY),
     "prompts.txt": PROMPTS,
     "prompts.jsonl": '{"prompt": "Once"}\n',
     "broken.yaml": (
@@ -61,12 +68,12 @@ FILES = {
 SHORTER = {
     "factory build": "--set data.samples=12 --set data.max_new_tokens=8 --set stages.1.epochs=1 --quiet",
     "factory doctor": "--no-measure",
-    "factory eval artifacts/mine --prompts prompts.txt": "--plan smoke",
+    "factory eval artifacts/mine --prompts prompts.txt": "--plan tiny.yaml",
 }
 # What `make demo` makes; pages begin where that lies there.
 DEMO = (
     "factory build recipes/demo/quick.yaml --out artifacts/demo",
-    "factory eval artifacts/demo --plan smoke",
+    "factory eval artifacts/demo --plan tiny.yaml",
 )
 # `*` is anything. Each is parsed all the same, its recipe forecast, its plan loaded.
 NOT_DONE = {
@@ -137,15 +144,11 @@ def write_files(folder: Path) -> None:
 
 
 def shorter(text: str) -> str:
-    """A page's plan with the sizes of `smoke` where it names none; what is no plan as it is."""
+    """A page's plan with TINY's sizes where it names none; what is no plan as it is."""
     given = yaml.safe_load(text)
     if not set(given) <= set(EvalPlan.model_fields) - {"prompts"}:
         return text
-    return text + "".join(
-        yaml.safe_dump({key: value})
-        for key, value in load_plan("smoke").model_dump(mode="json", exclude_unset=True).items()
-        if key not in given
-    )
+    return text + "".join(yaml.safe_dump({key: value}) for key, value in TINY.items() if key not in given)
 
 
 def reason(text: str) -> str | None:
@@ -203,7 +206,7 @@ def clone(
         tour("README.md")
         os.chdir(folder)
         for text in DEMO:
-            once(text)
+            assert once(text).code == 0, once(text).output
         yield tour
 
 
