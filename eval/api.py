@@ -53,10 +53,11 @@ def evaluate(
 ) -> Evaluation:
     """Are the drafters' outputs the target's own, and are they faster? `factory eval` in one call.
 
-    `artifacts`: drafters, or folders of them. `plan`: a shipped plan's name (default, demo, smoke), a YAML file, or
-    what would stand in one. `target`: another copy of the target, a folder or a Hub name. `out`: the folder for the
-    report; the first of `artifacts` where it is not given. `prompts`: a .jsonl or .txt file in place of the plan's
-    suites. `progress`: called with (done, total, what). `together`: the launched processes of which this is the first.
+    `artifacts`: drafters, as `factory.build` and `factory.pull` give them, or folders of them. `plan`: a shipped plan's
+    name (default, demo, smoke), a YAML file, or what would stand in one. `target`: another copy of the target, a folder
+    or a Hub name. `out`: the folder for the report; the first of `artifacts` where it is not given. `prompts`: a .jsonl
+    or .txt file in place of the plan's suites. `progress`: called with (done, total, what). `together`: the launched
+    processes of which this is the first.
 
     Writes results.json, tokens.jsonl and report.html into `out`, and evals/<id>.json into every artifact; interrupted,
     the same call goes on from what was measured. Raises FactoryError: RecipeError with every fault of the plan,

@@ -1,4 +1,4 @@
-"""Makes drafters out of targets, and runs both: `from factory import build, load_drafter`.
+"""Makes drafters out of targets, and runs both: `from factory import build, load_drafter, pull`.
 
 Imports nothing heavy, since `factory --help` must be instant: what a program calls is loaded when it is asked for.
 """
@@ -11,6 +11,7 @@ from factory.logs import quieten as _quieten
 
 if _TYPE_CHECKING:
     from factory.api.drafting import LoadedDrafter, Written, load_drafter
+    from factory.api.fetching import pull
     from factory.api.making import build
 
 __version__ = "0.1.0"
@@ -24,8 +25,9 @@ _HOMES = {
     "Written": "factory.api.drafting",
     "load_drafter": "factory.api.drafting",
     "build": "factory.api.making",
+    "pull": "factory.api.fetching",
 }
-__all__ = ["LoadedDrafter", "Written", "__version__", "build", "load_drafter"]
+__all__ = ["LoadedDrafter", "Written", "__version__", "build", "load_drafter", "pull"]
 
 
 def __getattr__(name: str) -> _Any:

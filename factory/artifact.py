@@ -1,12 +1,13 @@
 """An artifact: a folder that holds one drafter and everything needed to trust it.
 
     <name>/recipe.yaml     the source, byte for byte
-           resolved.yaml   what ran: overrides applied, the target's revision
+           resolved.yaml   what ran: overrides applied, paths as they were typed, the target's revision
            model/          plain Hugging Face folder with the target's tokenizer
            stages/*.json   what each stage reported
            manifest.json   written last and atomically: its existence means complete; sha256 of all the former
            evals/*.json    each with the digest of the manifest it measured
            certificate.json  of losslessness: with its own digest and that of the manifest it is about
+           local.json      of one whose target is a folder: where that lies on this machine; never published
            pulled.json     of one that was published: from which repository and commit, with which evaluations
            README.md       the card, always regenerated
 
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from factory import assisted
 from factory.card import draw
 from factory.errors import ArtifactError
-from factory.evidence import best_row
+from factory.evidence import Row, best_row
 from factory.files.atomic import write_atomically
 from factory.files.disk import disk_errors
 from factory.files.json_reading import NotJsonError, read_json
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 CERTIFICATE = "certificate.json"
 PULLED = "pulled.json"
+LOCAL = "local.json"
 # What of a manifest every reader relies on, and its kind.
 _FACTS: dict[str, type | tuple[type, ...]] = {
     **{"name": str, "raw": bool, "dtype": str, "parameters": int, "bytes_on_disk": int},
@@ -120,6 +122,18 @@ class Artifact:
             return None
         return known if isinstance(known["evals"], list) else None
 
+    def target_folder(self) -> Path | None:
+        """Where the folder that it was made from lay on this machine; None for a target of the Hub, or a pulled one."""
+        try:
+            return Path(json.loads((self.folder / LOCAL).read_text(encoding="utf-8"))["target"])
+        except (OSError, ValueError, KeyError, TypeError):
+            named = self.manifest["target"].get("path")  # where builds of earlier versions wrote it
+            return Path(named) if named else None
+
+    def write_target_folder(self, folder: Path) -> None:
+        """Keep that place beside the manifest, not in it: a manifest is published, and what it pins cannot change."""
+        write_atomically(self.folder / LOCAL, json.dumps({"target": str(folder)}) + "\n")
+
     def load_model(self, dtype: torch.dtype, device: str) -> PreTrainedModel:
         """The drafter."""
         from factory.models.loading import load_model
@@ -145,11 +159,14 @@ class Artifact:
         from factory.models.located import locate, model_identity
 
         made_from = self.manifest["target"]
-        source = override or made_from["path"] or made_from["model"]
-        if override is None and made_from["path"] and not Path(made_from["path"]).is_dir():
+        folder = None if made_from["revision"] else self.target_folder()
+        source = override or (made_from["model"] if made_from["revision"] else folder and str(folder))
+        if override is None and not made_from["revision"] and not (folder and folder.is_dir()):
             source = (self.pulled() or {}).get("base_model")  # what its publisher says is the same model on the Hub
-            if not source:
-                raise ArtifactError(f"{self.folder}: its target {made_from['path']} is gone; name it with --target")
+        if not source:
+            raise ArtifactError(
+                f"{self.folder}: its target {folder or made_from['model']} is gone; name it with --target"
+            )
         located = locate(source, None if override else made_from["revision"], progress)
         known = self.folder.parent / ".cache" / "identity.json"
         if model_identity(located.folder, known, progress) != made_from["identity"]:
@@ -163,19 +180,28 @@ class Artifact:
         return target
 
     def evals(self) -> list[dict[str, Any]]:
-        """Every evaluation of this very manifest, oldest first."""
+        """Every evaluation of this very manifest, oldest first; those that were pulled before any made here."""
         return list(self.eval_files().values())
 
+    def best_row(self) -> Row | None:
+        """The row of the last evaluation that speaks for this drafter; None where there is none with a fixed k."""
+        evals = self.evals()
+        return best_row(evals[-1], self.name) if evals else None
+
     def eval_files(self) -> dict[Path, dict[str, Any]]:
-        """Those evaluations by the files that hold them, oldest first."""
+        """Those evaluations by the files that hold them, in that order: what was measured here has the last word."""
         digest, found = self.manifest_digest(), {}
         for path in (self.folder / "evals").glob("*.json"):
             with contextlib.suppress(NotJsonError):  # a damaged record is no measurement
                 result = read_json(path)
                 if isinstance(result, dict) and result.get("manifest_sha256") == digest:
                     found[path] = result
+        came = (self.pulled() or {"evals": []})["evals"]  # a publisher's clock decides nothing here
         # Records of earlier versions do not say when they were kept; and where one was copied, its file does not.
-        kept = {path: (str(result.get("kept_at") or ""), path.stat().st_mtime_ns) for path, result in found.items()}
+        kept = {
+            path: (path.name not in came, str(result.get("kept_at") or ""), path.stat().st_mtime_ns)
+            for path, result in found.items()
+        }
         return {path: found[path] for path in sorted(found, key=kept.__getitem__)}
 
     def manifest_digest(self) -> str:
@@ -201,8 +227,7 @@ class Artifact:
 
         None where there is no such k, or where the settings are so written that `verify` could not look past it.
         """
-        evals = self.evals()
-        row = best_row(evals[-1], self.name) if evals else None
+        row = self.best_row()
         path = self.model_folder / assisted.NAME
         digest = self.manifest["files"].get(f"model/{assisted.NAME}")
         if row is None or (digest is not None and not _same_but_k(path, digest)):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal
 from factory.artifact import Artifact
 from factory.chat.settings import MOST_GUESSES
 from factory.errors import DataError
-from factory.evidence import best_row
 from factory.pair import Pair, open_artifact, open_pair, reader_kind
 from factory.progress import Progress, silent
+from factory.publishing.pull import fetched
 
 if TYPE_CHECKING:
     from factory.decoding.batch import Generation
@@ -176,6 +176,7 @@ def load_drafter(
 ) -> LoadedDrafter:
     """Open an artifact with the target that it was made from, both verified, by the readers that an evaluation takes.
 
+    `artifact`: one, its folder, or user/name on the Hub, which is pulled into the folder `artifacts`.
     `target`: where that target lies now, a folder or a Hub name. `device`: auto, cpu, cuda, or one GPU such as cuda:1.
     `dtype`: auto is float32 on a CPU, bfloat16 on CUDA. `reader`, `drafter_reader`: how each model is run (auto, eager,
     lean, packed, compiled, graphed; packed-int8 for the drafter). `progress`: called with (done, total, what).
@@ -183,10 +184,13 @@ def load_drafter(
     Raises ArtifactError where the folder is none, is damaged, or the target is another; ModelError, DataError,
     UnsupportedModel.
     """
-    opened = artifact if isinstance(artifact, Artifact) else open_artifact(Path(artifact))
-    if isinstance(artifact, Artifact):
-        opened.verify()
     told = progress or silent
+    if isinstance(artifact, Artifact):
+        opened = artifact
+        opened.verify(told)
+    else:
+        [folder] = fetched([str(artifact)], told)
+        opened = open_artifact(folder, told)
     pair = open_pair(
         opened,
         None if target is None else str(target),
@@ -202,6 +206,5 @@ def load_drafter(
 
 def measured_k(artifact: Artifact) -> int | None:
     """The fixed k that the last evaluation of this very artifact found best; None where there is none."""
-    evals = artifact.evals()
-    row = best_row(evals[-1], artifact.name) if evals else None
+    row = artifact.best_row()
     return None if row is None else int(row["k"])

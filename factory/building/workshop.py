@@ -255,8 +255,9 @@ class Workshop:
             facts.append({"kind": stage.kind, **_brief(record["facts"])})
             write_atomically(working / "stages" / f"{index}-{stage.kind}.json", json.dumps(record, indent=1))
         (working / "recipe.yaml").write_bytes(job.loaded.source)
-        target = job.recipe.target.model_copy(update={"revision": job.located.revision})
-        write_atomically(working / "resolved.yaml", job.recipe.model_copy(update={"target": target}).to_yaml())
+        given = job.loaded.as_given
+        target = given.target.model_copy(update={"revision": job.located.revision})
+        write_atomically(working / "resolved.yaml", given.model_copy(update={"target": target}).to_yaml())
         if model_identity(job.located.folder, job.cache / "identity.json") != job.identity:
             raise FactoryError(f"{job.located.folder}: the target's files changed during the build; run it again")
         forecast = forecast_recipe(job.loaded, load_profile(), config=job.config)
@@ -266,8 +267,7 @@ class Workshop:
             "chain": chain,
             "raw": name != job.name,
             "target": {
-                "model": job.loaded.target_as_given,
-                "path": str(job.located.folder) if job.located.revision is None else None,
+                "model": given.target.model,
                 "revision": job.located.revision,
                 "identity": job.identity,
                 "parameters": job.shapes[0].parameters,
@@ -288,7 +288,9 @@ class Workshop:
             "versions": provenance.versions(),
             "hardware": provenance.hardware(self._device),
         }
-        write_manifest(working, manifest)
+        artifact = write_manifest(working, manifest)
+        if job.located.revision is None:
+            artifact.write_target_folder(job.located.folder)
         if folder.exists():  # an artifact of another recipe: kept aside, since its evaluations cannot be made again
             replaced = job.cache / "replaced" / f"{name}-{time.time_ns()}"
             replaced.parent.mkdir(parents=True, exist_ok=True)

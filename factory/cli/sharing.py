@@ -49,7 +49,7 @@ def publish(
     Only one that was evaluated, is lossless, and is surely faster. The token is that of `hf auth login`, or HF_TOKEN.
     """
     from factory.artifact import Artifact
-    from factory.publishing.publish import Wishes, passed, prepared
+    from factory.publishing.publish import Wishes, passed, prepared, shown_places
     from factory.publishing.upload import Place, send, sign_in
 
     opened, wishes = Artifact.open(artifact), Wishes(license_name, base_model, even_if_slower)
@@ -57,6 +57,9 @@ def publish(
     with ExitStack() as stack:
         with shown_progress(quiet) as progress:
             standing = passed(opened, to, wishes, progress)
+        for note in shown_places(opened):  # before anything is asked
+            typer.echo(f"note: {note}", err=True)
+        with shown_progress(quiet) as progress:
             account = "" if dry_run else sign_in(place)
             with step(progress, "preparing the card"):
                 preparing = prepared(opened, to, standing, wishes, network=not dry_run)

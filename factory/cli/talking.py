@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,10 +19,10 @@ from factory.progress import shown_progress
 @reported
 def chat(
     artifact: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
             metavar="[ARTIFACT]",
-            help="the drafter's folder; without one, --target alone",
+            help="the drafter's folder, or user/name on the Hub; without one, --target alone",
             autocompletion=artifact_folders,
         ),
     ] = None,
@@ -47,6 +46,7 @@ def chat(
     """
     from factory.chat import settings
     from factory.chat.opening import open_artifact, open_session
+    from factory.publishing.pull import fetched
 
     default = "on" if artifact is not None else "lookup"
     wanted = settings.Settings(
@@ -56,7 +56,8 @@ def chat(
         max_new_tokens=max_new_tokens,
     )
     with shown_progress(quiet) as progress:
-        opened = open_artifact(artifact, progress) if artifact is not None else None
+        [folder] = fetched([artifact], progress) if artifact is not None else [None]
+        opened = open_artifact(folder, progress) if folder is not None else None
         session, notes = open_session(
             opened,
             target,

@@ -15,7 +15,7 @@ from typing import Any
 
 from factory.errors import FactoryError, ModelError
 from factory.files.disk import DiskError, free_bytes
-from factory.hub.failures import hub_errors, told
+from factory.hub.failures import hub_errors, told, without_token
 from factory.hub.names import Asked
 from factory.progress import Progress
 from factory.wording import size
@@ -30,12 +30,14 @@ def download(
     *,
     without: Sequence[str] = (),
     progress: Progress | None = None,
+    most_bytes: int | None = None,
     raises: type[FactoryError] = ModelError,
 ) -> Path:
     """The folder of the Hub's cache that holds the files of those patterns; it is named as the commit is.
 
     Where the Hub cannot be had the cache is used, if it holds them. A download that broke off goes on with the files
-    that are not whole yet. Raises `raises` with what is wrong and how to mend it, DiskError where it does not fit.
+    that are not whole yet. Raises `raises` with what is wrong and how to mend it, or where more than `most_bytes` would
+    have to be fetched; DiskError where it does not fit.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -47,11 +49,15 @@ def download(
         cached, partly = (None, False) if _is_known(error) else _cached(where, wanted)
         if cached is not None:
             if type(error).__name__ != "OfflineModeIsEnabled":  # which is what was asked for
-                _LOG.warning("%s: %s; its copy in this machine's cache is used", asked.repository, told(error, asked))
+                why = without_token(told(error, asked))
+                _LOG.warning("%s: %s; its copy in this machine's cache is used", asked.repository, why)
             return cached
         with hub_errors(replace(asked, partly=partly), raises):
             raise
     missing = _missing_bytes(asked, info, wanted)
+    if most_bytes is not None and missing > most_bytes:
+        named = " and ".join(patterns)
+        raise raises(f"{asked.head}: {named} there are {size(missing)}, more than anybody's; nothing of it was fetched")
     _require_room(asked, missing)
     with hub_errors(replace(asked, reached=True), raises):
         bars = _bars(progress, f"downloading {asked.repository}", missing) if progress is not None else None

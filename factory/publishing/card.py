@@ -17,6 +17,7 @@ from factory.evidence import rows_at
 from factory.publishing.gate import Standing, prompts_words
 from factory.publishing.metadata import metadata, suite_words
 from factory.publishing.origin import Origin
+from factory.publishing.places import places
 from factory.publishing.running import Recommended, how_to_run
 from factory.wording import size
 
@@ -48,9 +49,11 @@ def model_card(
 ) -> str:
     """README.md of the repository `name`. `settled`: its generation_config.json carries k."""
     manifest = artifact.manifest
-    shown = origin.base_model or Path(manifest["target"]["model"]).name
+    shown = origin.base_model or Path(manifest["target"]["model"]).name or "a folder"  # that was typed as a dot
     run = Recommended(name, origin.base_model, origin.revision, standing.row["k"], settled, manifest["weight_format"])
-    recipe = _without_place((artifact.folder / "resolved.yaml").read_text(encoding="utf-8"), manifest["target"]["path"])
+    recipe = (artifact.folder / "resolved.yaml").read_text(encoding="utf-8")
+    for place in sorted(places(artifact), key=len, reverse=True):  # where a folder lies is nobody's business
+        recipe = recipe.replace(place, Path(place).name)
     lines = [
         "---",
         metadata(artifact, standing, origin, name.partition("/")[2]),
@@ -86,11 +89,6 @@ def model_card(
         *_limits(artifact, standing, shown),
     ]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _without_place(recipe: str, place: str | None) -> str:
-    """The recipe without the folder that the target's own folder lies in: it is nobody's business."""
-    return recipe.replace(place, Path(place).name) if place else recipe
 
 
 def _picture(one: Drawn) -> list[str]:

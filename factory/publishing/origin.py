@@ -37,15 +37,16 @@ def origin(artifact: Artifact, license_name: str | None, base_model: str | None,
     if license_name is not None:
         return Origin(name, revision, {"license": license_name.strip().lower()})
     found: dict[str, Any] = {}
-    if made_from["path"]:
-        found = _license_of(Path(made_from["path"]) / "README.md")
+    folder = artifact.target_folder()
+    if folder is not None:
+        found = _license_of(folder / "README.md")
     if not found and name is not None:
         card = _card_of(name, revision, network)
         if card is None and not network:
             return Origin(name, revision, {})
         found = _license_of(card, name) if card is not None else {}
     if not found:
-        where = made_from["path"] or name
+        where = folder or name or made_from["model"]
         raise PublishError(f"no card of the target {where} names a licence; give --license, such as apache-2.0")
     return Origin(name, revision, found)
 
@@ -53,7 +54,7 @@ def origin(artifact: Artifact, license_name: str | None, base_model: str | None,
 def _card_of(name: str, revision: str | None, network: bool) -> Path | None:
     """The target's card in the cache, or fetched; None where it has none, or where it is not here."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     cached = try_to_load_from_cache(name, "README.md", revision=revision)
     if isinstance(cached, str):
@@ -63,17 +64,18 @@ def _card_of(name: str, revision: str | None, network: bool) -> Path | None:
     with hub_errors(Asked(name, deed="read the card of", revision=revision), PublishError):
         try:
             return Path(hf_hub_download(name, "README.md", revision=revision))
-        except EntryNotFoundError:
+        except RemoteEntryNotFoundError:  # and not one of this machine's cache: there the Hub was not asked
             return None
 
 
 def _license_of(card: Path, name: str | None = None) -> dict[str, Any]:
     """What the metadata of a card says of the licence; a link into the target's own repository becomes a whole one."""
     from huggingface_hub import ModelCard, constants
+    from yaml import YAMLError
 
     try:
         data: Any = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
-    except (OSError, ValueError):
+    except (OSError, ValueError, YAMLError):
         return {}
     found = {key: data[key] for key in _LICENSE if data.get(key)}
     link = found.get("license_link")

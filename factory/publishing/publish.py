@@ -15,6 +15,7 @@ from factory.publishing.card import model_card
 from factory.publishing.contents import Entry, contents
 from factory.publishing.gate import PublishError, Standing, standing
 from factory.publishing.origin import origin
+from factory.publishing.places import places
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,14 @@ def passed(artifact: Artifact, to: str, wishes: Wishes, progress: Progress = sil
     return standing(artifact, wishes.even_if_slower)
 
 
+def shown_places(artifact: Artifact) -> list[str]:
+    """What its publisher should know before anything is asked or sent: which of their folders become public."""
+    return [
+        f"{place} is a place on this machine, and becomes public: it stands in {', '.join(files)}"
+        for place, files in places(artifact).items()
+    ]
+
+
 @contextmanager
 def prepared(artifact: Artifact, to: str, found: Standing, wishes: Wishes, *, network: bool) -> Iterator[Publication]:
     """All that publishing will send; its pictures lie in a temporary folder. The artifact is not changed.
@@ -69,9 +78,6 @@ def prepared(artifact: Artifact, to: str, found: Standing, wishes: Wishes, *, ne
         notes = []
         if not come_from.license:
             notes.append("the licence will be read from the target's card on the Hub; without a network it is left out")
-        if artifact.manifest["target"]["path"]:
-            place = artifact.manifest["target"]["path"]
-            notes.append(f"its manifest says where the target lies on this machine, and that becomes public: {place}")
         if not settled:
             notes.append("its generation_config.json cannot carry k; the card says how to set it")
         yield Publication(to, found, contents(artifact, card, plots), notes)

@@ -24,10 +24,11 @@ from factory.hub import Asked, download, is_hub_name, require_hub_name
 from factory.progress import Progress, silent
 from factory.provenance import sha256_file
 from factory.publishing.contents import CARD, MANIFEST, RECORDS, in_repository
-from factory.publishing.received import EVALUATION, base_model, manifest_in
+from factory.publishing.received import EVALUATION, base_model, is_record_of, manifest_in
 from factory.wording import size
 
 OUT = Path("artifacts")  # where pulled drafters lie, where nothing else is said
+_MOST_RECORDS_BYTES = 100_000_000  # of manifest, evaluations and card: those of a large drafter are a few megabytes
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def pull(repository: str, out: Path, progress: Progress, revision: str | None = 
     if "/" not in repository:
         raise ArtifactError(f"{repository}: wants user/name, as the address of a drafter on the Hub ends")
     asked = Asked(repository, "pull", revision=revision)
-    records = download(asked, [f"{RECORDS}*.json", CARD, "config.json"], progress=silent)
+    wanted = [f"{RECORDS}*.json", CARD, "config.json"]
+    records = download(asked, wanted, progress=silent, most_bytes=_MOST_RECORDS_BYTES)
     commit = records.name
     manifest = manifest_in(records, repository)
     destination = out / repository.rpartition("/")[2]
@@ -139,22 +141,14 @@ def _records(records: Path, folder: Path) -> list[str]:
     digest, brought = sha256_file(folder / "manifest.json"), []
     for path in sorted((records / RECORDS / "evals").glob("*.json")):
         place = folder / "evals" / path.name
-        if EVALUATION.fullmatch(path.name) and not place.exists() and _is_of(path, digest):
+        if EVALUATION.fullmatch(path.name) and not place.exists() and is_record_of(path, digest):
             place.parent.mkdir(exist_ok=True)
             _put(path, place)
             brought.append(path.name)
     certificate = records / RECORDS / CERTIFICATE
-    if certificate.is_file() and not (folder / CERTIFICATE).exists() and _is_of(certificate, digest):
+    if certificate.is_file() and not (folder / CERTIFICATE).exists() and is_record_of(certificate, digest):
         _put(certificate, folder / CERTIFICATE)
     return brought
-
-
-def _is_of(path: Path, digest: str) -> bool:
-    """Whether a record is about the manifest of that digest."""
-    with suppress(OSError, ValueError, RecursionError):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return isinstance(record, dict) and record.get("manifest_sha256") == digest
-    return False
 
 
 def _keep(folder: Path, repository: str, commit: str, target: str | None, evals: Sequence[str]) -> None:
@@ -166,8 +160,8 @@ def _draw(artifact: Artifact, named: Path, repository: str) -> None:
     """The card; and the generation settings where an evaluation added them (the manifest's own came with k)."""
     listed = f"model/{assisted.NAME}" in artifact.manifest["files"]
     try:
-        settings = None if listed else artifact.generation_settings()
-        if settings is not None:
+        settings = artifact.generation_settings()
+        if settings is not None and not listed:
             write_atomically(artifact.model_folder / assisted.NAME, settings)
         artifact.write_card(named)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, StopIteration) as error:

@@ -123,19 +123,26 @@ def _opened(api: Any, place: Place, account: str) -> _There:
             f"{place.repository}: is public already, and --private is for a new one; make it private in its settings "
             "on the Hub first, or leave --private out"
         )
-    if MANIFEST not in there.names and set(there.names) - set(_NOBODYS):
-        other = next(iter(sorted(set(there.names) - set(_NOBODYS))))
+    if place.revision is not None:
+        branch = _there(api, place, place.revision)
+        if branch is None:
+            _require_ours(place, there)  # which the branch begins as
+            api.create_branch(place.repository, branch=place.revision, exist_ok=True)
+            branch = _there(api, place, place.revision)
+        there = branch or there
+    _require_ours(place, there)
+    return there
+
+
+def _require_ours(place: Place, there: _There) -> None:
+    """Raises PublishError where a revision holds what was not published from here."""
+    others = sorted(set(there.names) - set(_NOBODYS))
+    if MANIFEST not in there.names and others:
+        where = f"{place.repository}, branch {place.revision}" if place.revision else place.repository
         raise PublishError(
-            f"{place.repository}: holds something that was not published from here ({other} and no {MANIFEST}), which "
+            f"{where}: holds something that was not published from here ({others[0]} and no {MANIFEST}), which "
             "would be overwritten; give another name, or remove its files first"
         )
-    if place.revision is None:
-        return there
-    branch = _there(api, place, place.revision)
-    if branch is None:
-        api.create_branch(place.repository, branch=place.revision, exist_ok=True)
-        branch = _there(api, place, place.revision)
-    return branch or there
 
 
 def _there(api: Any, place: Place, revision: str | None) -> _There | None:

@@ -144,7 +144,7 @@ class Loaded:
     name: str  # the recipe's, and for a point of a grid what it varies: `quick--keep2-lr0.001`
     source: bytes  # the file, byte for byte
     path: Path
-    target_as_given: str | None  # before a folder became absolute
+    as_given: Recipe  # its paths as they were typed: for what may be shown to others
     document: Document
     candidates: int = 1  # that the recipe describes, this one counted
 
@@ -207,7 +207,7 @@ def load(
             recipe = validate(point, Recipe)
             name = f"{recipe.name}--{label}" if label else recipe.name
             located = _located(recipe, point, path.parent)
-            found.append(Loaded(located, name, document.source, path, recipe.target.model, point, count))
+            found.append(Loaded(located, name, document.source, path, _as_typed(recipe, located), point, count))
         except RecipeError as error:
             faults |= dict.fromkeys(str(error).splitlines())
     if faults:
@@ -272,6 +272,16 @@ def _located(recipe: Recipe, document: Document, folder: Path) -> Recipe:
         faults.sort(key=lambda fault: document.line(fault[0]))
         raise RecipeError("\n".join(visible(f"{document.place(path)}: {what}") for path, what in faults))
     return recipe.model_copy(update=changes)
+
+
+def _as_typed(recipe: Recipe, located: Recipe) -> Recipe:
+    """The recipe with its own paths; a folder of prompts that reads like a dataset's name on the Hub gets a `./`."""
+    data, found = recipe.data, located.data
+    if data is None or found is None or data.prompts == found.prompts or not isinstance(data.prompts, HubPrompts):
+        return recipe
+    named = data.prompts.dataset
+    prompts = data.prompts.model_copy(update={"dataset": named if _looks_like_a_path(named) else f"./{named}"})
+    return recipe.model_copy(update={"data": data.model_copy(update={"prompts": prompts})})
 
 
 _Find = Callable[[tuple[str, ...], str, str], str | None]

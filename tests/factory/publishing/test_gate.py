@@ -118,7 +118,7 @@ def test_stock_transformers_drafts_as_it_was_measured(artifact: Artifact) -> Non
     settings = GenerationConfig.from_pretrained(artifact.model_folder)
     assert settings.num_assistant_tokens == best["k"] and settings.num_assistant_tokens_schedule == "constant"
     assert settings.assistant_confidence_threshold == 0 and settings.eos_token_id == 2
-    target = AutoModelForCausalLM.from_pretrained(artifact.manifest["target"]["path"])
+    target = AutoModelForCausalLM.from_pretrained(str(artifact.target_folder()))
     drafter = AutoModelForCausalLM.from_pretrained(artifact.model_folder)
     asked: list[int] = []
     forward = target.forward

@@ -231,7 +231,8 @@ def test_the_card_is_one_that_the_hub_reads_and_its_code_runs(
     ):
         assert part in text, part
     assert "| None |" not in text and "None," not in text
-    target = Path(faster.manifest["target"]["path"])
+    target = faster.target_folder()
+    assert target is not None
     assert str(target.parent) not in text  # where it lies is nobody's business
 
     ada.add("ada/big", {path.name: path.read_bytes() for path in target.iterdir()})
@@ -258,15 +259,19 @@ def test_a_slower_one_says_so_on_its_card_with_the_reason(ada: HubServer, publis
 
 def test_the_licence_is_the_targets(hub: HubServer, publish: Publish, faster: Artifact, tmp_path: Path) -> None:
     made_from = faster.manifest["target"]
-    made_from["path"] = str(tmp_path / "target")
+    faster.write_target_folder(tmp_path / "target")
     (tmp_path / "target").mkdir()
     with pytest.raises(PublishError, match=r"no card of the target .* names a licence; give --license"):
         origin(faster, None, None, network=True)
     (tmp_path / "target" / "README.md").write_text("---\nlicense: apache-2.0\n---\nbig\n")
     assert origin(faster, None, None, network=True).license == {"license": "apache-2.0"}
+    (tmp_path / "target" / "README.md").write_text("---\nlicense: [a\n---\na card with a broken head\n")
+    with pytest.raises(PublishError, match="names a licence; give --license"):
+        origin(faster, None, None, network=True)
+    (faster.folder / "local.json").unlink()
     card = b"---\nlicense: other\nlicense_name: own\nlicense_link: LICENSE\n---\n"
     hub.add("ada/big", {"README.md": card})
-    made_from |= {"path": None, "model": "ada/big", "revision": hub.repository("ada/big").refs["main"]}
+    made_from |= {"model": "ada/big", "revision": hub.repository("ada/big").refs["main"]}
     assert origin(faster, None, None, network=False).license == {}
     assert not hub.requests
     found = origin(faster, None, None, network=True)
@@ -276,6 +281,12 @@ def test_the_licence_is_the_targets(hub: HubServer, publish: Publish, faster: Ar
         "license_name": "own",
         "license_link": link,
     }
+    made_from["model"] = "ada/bigger"
+    hub.stop()
+    with pytest.raises(
+        PublishError, match=r"cannot read the card of ada/bigger .*cannot be reached"
+    ):  # and not that there is no card
+        origin(faster, None, None, network=True)
 
 
 def test_the_page_says_what_the_commands_do(publish: Publish, artifact: Artifact) -> None:

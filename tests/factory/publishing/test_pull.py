@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +13,35 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from factory import cli
+from factory.anatomy.shapes import Shape
 from factory.artifact import Artifact, write_manifest
 from factory.errors import ArtifactError, ModelError
 from factory.provenance import sha256_text
 from factory.publishing.contents import contents
 from factory.publishing.pull import fetched, pull
 
+SIZES: dict[str, Any] = {**{field.name: 2 for field in fields(Shape)}, "tied": False, "fused_qkv": False}
 FACTS = {
     "name": "x",
     "raw": False,
-    "target": {"model": "m", "path": None, "revision": None, "identity": "ab" * 32, "parameters": 10},
+    "target": {"model": "m", "revision": None, "identity": "ab" * 32, "parameters": 10},
     "dtype": "float32",
     "parameters": 5,
     "bytes_on_disk": 20,
     "weight_format": {"format": "float32", "loader": "transformers"},
-    "shape": {"layers": 1, "ffn": 8, "heads": 2, "kv_heads": 1, "head_dim": 4},
-    "target_shape": {"layers": 4, "ffn": 16, "heads": 4, "kv_heads": 2, "head_dim": 4},
+    "shape": {**SIZES, "layers": 1, "ffn": 8},
+    "target_shape": {**SIZES, "layers": 4, "ffn": 16},
     "facts": [{"kind": "drop_layers", "edit": {"keep_layers": [3]}}],
 }
 WEIGHTS = bytes(range(256)) * 400
 ROW = {"artifact": "x", "drafter": "model", "k": 2, "prompt_set": "choose", "prompts": 8, "alpha": 0.5}
+BEST = {**ROW, "speedup": 1.5, "speedup_low": 1.25, "speedup_high": 1.75}
 EVALUATION = {
     "verdict": {"reason": "x is 1.5 times as fast"},
     "hardware": {"gpu": "a GPU of the publisher"},
     "target": {"dtype": "float32", "reader": "eager"},
     "suites": [{"name": "code", "sha256": "c" * 64}],
-    "candidates": [{**ROW, "speedup": 1.5, "speedup_low": 1.25, "speedup_high": 1.75}],
+    "candidates": [BEST],
 }
 CARD = "---\nbase_model: ada/target\n---\n# x\n"
 
@@ -118,6 +122,28 @@ def test_what_was_measured_meanwhile_comes_with_the_next_pull(published: HubServ
     assert devices == {"a GPU of the publisher", "a GPU of the reader", "a third GPU"}
     record = again.artifact.pulled()
     assert record is not None and len(record["evals"]) == 2 and record["commit"] == again.commit  # not the reader's own
+
+
+def test_what_was_measured_here_is_the_last_word_whatever_a_publisher_s_clock_says(
+    published: HubServer, made: Artifact
+) -> None:
+    ahead = {"manifest_sha256": made.manifest_digest(), "kept_at": "9999", **EVALUATION}
+    published.add("ada/tiny", {**files_of(made), f"factory/evals/{'9' * 12}.json": json.dumps(ahead).encode()})
+    artifact = pull("ada/tiny", Path("out"), silent).artifact
+    artifact.write_eval({**EVALUATION, "hardware": {"gpu": "mine"}, "candidates": [{**BEST, "k": 5}]})
+    assert artifact.evals()[-1]["hardware"] == {"gpu": "mine"}
+    best = artifact.best_row()
+    assert best is not None and best["k"] == 5 and "mine; float32" in (artifact.folder / "README.md").read_text()
+
+
+def test_records_larger_than_anybody_s_are_not_fetched(
+    published: HubServer, made: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factory.publishing.pull._MOST_RECORDS_BYTES", 50_000)
+    published.add("ada/tiny", {**files_of(made), "factory/evals/large.json": b" " * 60_000})
+    with pytest.raises(ModelError, match=r"factory/\*\.json and README\.md and .* more than anybody's; nothing of it"):
+        pull("ada/tiny", Path("out"), silent)
+    assert not published.seen("GET", "/resolve/")
 
 
 def test_without_a_network_a_pull_takes_what_the_cache_has(
@@ -249,11 +275,20 @@ def _planted(name: str) -> Callable[[dict[str, Any]], object]:
         (lambda manifest: manifest["files"].pop("recipe.yaml"), "lists no model/config.json, recipe.yaml or"),
         (lambda manifest: manifest["files"].pop("model/model.safetensors"), "lists no weights"),
         (lambda manifest: manifest.update(name="../x"), "a name that no drafter has"),
+        (lambda manifest: manifest.update(name="<b>x</b>"), "a name that no drafter has"),
         (lambda manifest: manifest.update(dtype="\x1b[2J"), "what would not be shown as it is"),
+        (lambda manifest: manifest["facts"].append({"\u009b2J": 1}), "what would not be shown as it is"),
+        (lambda manifest: manifest.update(dtype="\ud800"), "what would not be shown as it is"),
+        (lambda manifest: manifest.update(dtype="a\u202eb"), "what would not be shown as it is"),
+        (_planted("model/adapter_config.json"), r"adapter_config\.json: no file that an artifact has; refused"),
+        (lambda manifest: manifest["target"].pop("identity"), r"it is without target\.identity, which every"),
+        (lambda manifest: manifest["target"].update(revision=7), r"it is without target\.revision, which every"),
+        (lambda manifest: manifest["shape"].pop("layers"), "it is without the sizes of shape, which every"),
+        (lambda manifest: manifest["target_shape"].update(ffn=10**400), "it is without the sizes of target_shape"),
         (lambda manifest: manifest.update(schema_version=1), "is not one of version 2"),
         (lambda manifest: manifest.pop("shape"), "it is without shape, which every artifact's has"),
         (
-            lambda manifest: manifest["shape"].pop("layers"),
+            lambda manifest: manifest.pop("facts") and manifest.update(facts=[5]),
             "its manifest or one of its evaluations is not as `factory`",
         ),
     ],
@@ -284,6 +319,7 @@ def test_records_of_another_manifest_and_of_other_names_stay_behind(published: H
         f"{'0' * 12}.json": {**mine, "manifest_sha256": sha256_text("another")},
         "notes.json": mine,
         f"{'1' * 12}.json": [mine],
+        f"{'2' * 12}.json": {**mine, "hardware": {"gpu": "\x1b[2J"}},
     }
     more = {f"factory/evals/{name}": json.dumps(record).encode() for name, record in strange.items()}
     published.add("ada/tiny", {**files_of(made), **more, "factory/certificate.json": b'{"manifest_sha256": "0"}'})

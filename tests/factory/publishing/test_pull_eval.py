@@ -40,9 +40,10 @@ def published(hub: HubServer, artifact: Artifact, tmp_path: Path, monkeypatch: p
     """ada/tiny, measured on a GPU; its target was a folder of its publisher's, and is ada/target on the Hub."""
     [results] = artifact.evals()
     del results["manifest_sha256"]
-    target = Path(artifact.manifest["target"]["path"])
+    target = artifact.target_folder()
+    assert target is not None
     hub.add("ada/target", {path.name: path.read_bytes() for path in target.iterdir()})
-    artifact.manifest["target"]["path"] = "/publisher/target"
+    artifact.manifest["target"]["model"] = "/publisher/target"
     (artifact.folder / "manifest.json").write_text(json.dumps(artifact.manifest))
     artifact.write_eval({**results, "hardware": {"gpu": "<i>a GPU</i> of the publisher"}})
     sent = {

@@ -133,7 +133,7 @@ def test_a_relative_target_is_looked_for_beside_the_recipe_first(
     beside = model_folder(path.parent / "target")
     loaded = load_one(path)
     assert loaded.recipe.target.model == str(beside)
-    assert loaded.target_as_given == "target"
+    assert loaded.as_given.target.model == "target"
     assert loaded.target_config() == {"model_type": "llama"}
     assert load_one(path, target="target").recipe.target.model == str(here)  # typed here, so meant from here
     model_folder(path.parent / "beside")
