@@ -164,9 +164,8 @@ class Artifact:
         if override is None and not made_from["revision"] and not (folder and folder.is_dir()):
             source = (self.pulled() or {}).get("base_model")  # what its publisher says is the same model on the Hub
         if not source:
-            raise ArtifactError(
-                f"{self.folder}: its target {folder or made_from['model']} is gone; name it with --target"
-            )
+            gone = folder or made_from["model"]
+            raise ArtifactError(f"{self.folder}: its target, the folder {gone}, is not here; name it with --target")
         located = locate(source, None if override else made_from["revision"], progress)
         known = self.folder.parent / ".cache" / "identity.json"
         if model_identity(located.folder, known, progress) != made_from["identity"]:

@@ -135,7 +135,7 @@ def _figures(results: dict[str, Any], name: str, row: Row) -> Row:
     try:
         rows = rows_at(results, name, row)
         tau = sum(one["new_tokens"] for one in rows) / sum(one["target_passes"] for one in rows)
-    except (KeyError, TypeError, ZeroDivisionError, AttributeError):
+    except (KeyError, TypeError, ArithmeticError, AttributeError):
         tau = None
     return {"k": row["k"], "prompt_set": str(row.get("prompt_set")), **figures, "tau": _number(tau)}
 

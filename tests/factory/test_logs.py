@@ -72,6 +72,14 @@ def test_a_program_that_imports_this_one_keeps_its_streams(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+def test_addresses_which_may_be_signed_are_not_logged(tmp_path: Path) -> None:
+    signed = 'logging.getLogger("httpx2").info("HTTP Request: PUT https://bucket/file?X-Amz-Signature=5ecret")'
+    for verbose in (True, False):
+        out, err = said(f"logs.begin('publish', verbose={verbose}); import huggingface_hub; {signed}", tmp_path)
+        logs = "".join(path.read_text() for path in tmp_path.rglob("*.log"))
+        assert "5ecret" not in logs + str(err) + str(out) and "we note" in logs + str(err)
+
+
 def test_a_log_without_a_word_is_removed_and_old_ones_are(tmp_path: Path) -> None:
     folder = tmp_path / "drafter-factory" / "logs"
     folder.mkdir(parents=True)

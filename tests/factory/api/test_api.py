@@ -60,7 +60,7 @@ def test_the_page_does_what_it_says(page: dict[str, Any], folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["factory", "eval"])
 def test_importing_it_is_instant(name: str) -> None:
-    names = "build, load_drafter" if name == "factory" else "evaluate"
+    names = "build, load_drafter, pull" if name == "factory" else "evaluate"
     code = f"import sys; from {name} import {names}; print('torch' in sys.modules, *dir(sys.modules['{name}']))"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert told.startswith("False ") and all(part in told for part in names.split(", "))

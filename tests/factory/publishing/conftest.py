@@ -24,10 +24,10 @@ from factory.recipes.recipe import load
 
 RECIPE = """\
 name: tiny
-target: {{model: {target}}}
-data: {{prompts: bos, written_by: target, samples: 4, max_new_tokens: 8, batch: 4, held_out: 0.25}}
+target: {model: target}
+data: {prompts: bos, written_by: target, samples: 4, max_new_tokens: 8, batch: 4, held_out: 0.25}
 stages:
-  - {{kind: drop_layers, keep: 2, score: even}}
+  - {kind: drop_layers, keep: 2, score: even}
 """
 
 
@@ -39,8 +39,8 @@ def silent(_done: int, _total: int, _what: str) -> None:
 def evaluated(tmp_path_factory: pytest.TempPathFactory, tiny_target: Callable[..., Path]) -> Path:
     """The folder of two layers of a tiny target, measured: slower than the target alone, since it is random."""
     folder = tmp_path_factory.mktemp("evaluated")
-    target = tiny_target("llama", folder / "target")
-    (folder / "tiny.yaml").write_text(RECIPE.format(target=target))
+    tiny_target("llama", folder / "target")
+    (folder / "tiny.yaml").write_text(RECIPE)
     torch.manual_seed(0)
     [made] = build(load(folder / "tiny.yaml", [], None), folder / "artifacts", silent)
     changes = {

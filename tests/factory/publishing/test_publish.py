@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 from hub_server import Cut, HubServer
-from hub_store import Commit
+from hub_store import Blob, Commit
 from huggingface_hub import ModelCard, constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from factory.artifact import Artifact
+from factory.provenance import sha256_file
 from factory.publishing.contents import Entry
 from factory.publishing.gate import PublishError
 from factory.publishing.origin import origin
@@ -162,6 +163,9 @@ def test_what_stands_in_the_way_is_named(ada: HubServer, entries: list[Entry], m
     assert "was changed by somebody meanwhile; run the same command again" in refused(entries, repository="ada/other")
     assert other.history()[0].summary == "meanwhile"
     assert "is public already, and --private is for a new one" in refused(entries, repository="ada/other", private=True)
+    other.keep("theirs", Commit({"config.json": Blob(b"{}")}, None, "another model"))
+    said = refused(entries, repository="ada/other", revision="theirs")
+    assert "ada/other, branch theirs: holds something that was not published from here (config.json" in said
     card = [Entry("README.md", b"---\nlicense: mine\n---\n")]
     assert 'the Hub refuses the card\'s metadata: - "license" must be one of [apache-2.0' in refused(
         card, repository="ada/other"
@@ -240,6 +244,32 @@ def test_the_card_is_one_that_the_hub_reads_and_its_code_runs(
     exec(text.split("```python\n")[1].split("```")[0], found)  # as a reader would run it, out of this Hub
     assert capsys.readouterr().out.startswith("def main():") and found["tokens"].shape[1] > len("def main():")
     assert ada.seen("GET", f"/{REPOSITORY}/resolve") and ada.seen("GET", "/ada/big/resolve")
+
+
+def test_no_folder_of_this_machine_is_published_but_one_that_was_typed(
+    hub: HubServer, publish: Publish, artifact: Artifact, evaluated: Path, entries: list[Entry]
+) -> None:
+    place = str(evaluated.parents[1])  # that holds the target, which the recipe names relatively
+    assert not [one.path for one in entries if place.encode() in one.source]  # type: ignore[operator]
+    assert (
+        artifact.target_folder() == evaluated.parents[1] / "target" and "local.json" not in artifact.manifest["files"]
+    )
+    resolved = artifact.folder / "resolved.yaml"
+    resolved.write_text(resolved.read_text().replace("model: target", "model: /home/ada/target"))
+    made_from = {**artifact.manifest["target"], "path": "/home/ada/target"}  # as earlier versions had it
+    files = {**artifact.manifest["files"], "resolved.yaml": sha256_file(resolved)}
+    changed = {**artifact.manifest, "target": made_from, "files": files}
+    (artifact.folder / "manifest.json").write_text(json.dumps(changed))
+    Artifact.open(artifact.folder).write_eval(Artifact.open(evaluated).evals()[-1])
+    note = "note: /home/ada/target is a place on this machine, and becomes public: it stands in "
+    note += "manifest.json, resolved.yaml"
+    excused = ("--even-if-slower", "to see what becomes public")
+    code, _, err = publish(artifact.folder, "--to", REPOSITORY, "--dry-run", *excused)
+    assert code == 0 and err.splitlines() == [note]
+    code, _, err = publish(
+        artifact.folder, "--to", REPOSITORY, *excused
+    )  # without a token: said before it is asked for
+    assert code == 2 and err.splitlines()[0] == note and "no token was found" in err and hub.requests == []
 
 
 def test_a_slower_one_says_so_on_its_card_with_the_reason(ada: HubServer, publish: Publish, artifact: Artifact) -> None:

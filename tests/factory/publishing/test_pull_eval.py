@@ -9,7 +9,7 @@ import pytest
 from hub_server import HubServer
 from typer.testing import CliRunner
 
-from factory import cli
+from factory import cli, load_drafter, pull
 from factory.artifact import Artifact
 from factory.publishing.contents import contents
 
@@ -91,6 +91,17 @@ def test_a_published_drafter_is_measured_here_by_the_commands_of_the_page(publis
     assert again.exit_code == 0 and "Published, and measured here" in Path("artifacts/tiny/report.html").read_text()
 
 
+def test_a_program_and_a_conversation_take_a_name_on_the_hub(published: HubServer) -> None:
+    assert pull("ada/tiny").folder == Path("artifacts/tiny")
+    pair = load_drafter("ada/tiny", device="cpu", reader="eager", drafter_reader="eager")
+    assert pair.artifact.folder == Path("artifacts/tiny") and pair.k in (2, 3)
+    [written] = pair.generate("def main():", max_new_tokens=8)
+    assert written.tokens == pair.generate("def main():", max_new_tokens=8, k=0)[0].tokens
+    asked = ["chat", "ada/tiny", "--max-new-tokens", "4", "--reader", "eager", "--drafter-reader", "eager"]
+    talk = CliRunner().invoke(cli.app, asked, input="def main():\n")
+    assert talk.exit_code == 0 and "drafter tiny" in talk.stderr, talk.output
+
+
 def test_another_target_than_its_own_is_refused(published: HubServer) -> None:
     repository = published.repository("ada/target")
     config = json.loads(repository.files()["config.json"].data)
@@ -109,5 +120,5 @@ def test_a_target_that_nobody_else_has_must_be_named(published: HubServer) -> No
     ran = CliRunner().invoke(cli.app, ["eval", "ada/tiny", "--plan", "plan.yaml"])
     assert ran.exit_code == 2
     assert ran.stderr.splitlines()[-1] == (
-        "artifacts/tiny: its target /publisher/target is gone; name it with --target"
+        "artifacts/tiny: its target, the folder /publisher/target, is not here; name it with --target"
     )
