@@ -1,6 +1,8 @@
-"""Numbers as a terminal says them, each with its unit."""
+"""Numbers as a terminal says them, each with its unit; devices by name; texts that can be shown."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 def count(parameters: float) -> str:
@@ -27,6 +29,12 @@ def seconds(of_seconds: float) -> str:
         if of_seconds >= unit:
             return f"{of_seconds / unit:.1f} {name}"
     return f"{1000 * of_seconds:.2f} ms"
+
+
+def device(hardware: Mapping[str, object]) -> str:
+    """What decides the speed on a machine whose facts these are: the GPU, or the CPU with its threads."""
+    threads = hardware.get("threads")
+    return str(hardware.get("gpu") or f"{hardware.get('cpu')}, {threads} thread{'' if threads == 1 else 's'}")
 
 
 def visible(text: str) -> str:

@@ -18,7 +18,7 @@ from eval.report.charts.roofline_plot import roofline_chart
 from eval.report.charts.spent import spent_charts
 from eval.report.drawing.chart import Chart
 from eval.report.guide import GUIDE
-from eval.report.headline import hardware_words, headline
+from eval.report.headline import headline
 from eval.report.heatmap import cells_table, map_charts, map_rules
 from eval.report.page import Section, page
 from eval.report.published import HEADING, published_section
@@ -32,6 +32,7 @@ from eval.report.tables import (
     training_table,
 )
 from factory.card import certified
+from factory.wording import device
 
 Certificate = dict[str, Any]
 
@@ -71,7 +72,7 @@ def report(results: Results, mapped: dict[str, Any] | None, certificates: Sequen
 def map_report(found: dict[str, Any]) -> str:
     """The page of a folder that holds a map and no evaluation."""
     title = f"Where drafting pays for {found['target']['model']}"
-    setting = f"{hardware_words(found['hardware'])} · {found['dtype']} · reader {found['reader']}"
+    setting = f"{device(found['hardware'])} · {found['dtype']} · reader {found['reader']}"
     opening = f"""<section id="verdict" class="verdict map"><p class="eyebrow">Break-even map</p>
 <h1>{escape(title)}</h1><p class="hardware">{escape(setting)}</p>
 <p class="reason">No evaluation lies beside this map.</p></section>

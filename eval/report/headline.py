@@ -10,6 +10,7 @@ from eval.report.charts.field import Results, chosen_from, confirmed, high, loss
 from eval.report.drawing.plane import Plane, speedup_ticks
 from eval.report.drawing.svg import box, drawing, group, line, si, symbol, text
 from eval.verdict.rows import Row, drafter_name, same_output
+from factory.wording import device
 
 WIDTH, HEIGHT = 330.0, 96.0
 
@@ -23,7 +24,7 @@ def headline(results: Results) -> str:
     return f"""<section id="verdict" class="verdict {"won" if won else "none"}">
 <p class="eyebrow">Verdict</p>
 <h1>{sentence}</h1>
-<p class="hardware"><b>{escape(hardware_words(results["hardware"]))}</b><br>{escape(setting(results))}</p>
+<p class="hardware"><b>{escape(device(results["hardware"]))}</b><br>{escape(setting(results))}</p>
 {drawn}
 <p class="reason">{escape(verdict["reason"])}</p>
 {_listed("warnings", verdict.get("warnings"))}{_listed("notes", results.get("notes"))}
@@ -67,12 +68,6 @@ def setting(results: Results) -> str:
     batches = dict.fromkeys(str(row.get("batch", 1)) for row in results["rows"])
     model = f"{target['model']}, {target['parameters']:,} parameters, {target['dtype']}"
     return f"{model} · reader {target['reader']} · batch {' and '.join(batches)}"
-
-
-def hardware_words(hardware: dict[str, object]) -> str:
-    """The device that was measured on."""
-    threads = hardware.get("threads")
-    return str(hardware.get("gpu") or f"{hardware.get('cpu')}, {threads} thread{'' if threads == 1 else 's'}")
 
 
 def _interval(best: Row, won: bool) -> str:

@@ -20,6 +20,7 @@ from eval.report.tables import table
 from eval.verdict.rows import Row, interval
 from factory.artifact import Artifact
 from factory.evidence import rows_at
+from factory.wording import device
 
 HEADING = "Published, and measured here"
 _FIGURES = ("speedup", "speedup_low", "speedup_high", "alpha")
@@ -40,11 +41,11 @@ def published_figures(artifacts: Sequence[Artifact], results: dict[str, Any]) ->
             theirs = one.get("hardware")
             if not isinstance(theirs, dict):
                 continue
-            if (path.name in pulled["evals"]) if pulled else (_device(theirs) != _device(results["hardware"])):
-                newest[_device(theirs)] = one
+            if (path.name in pulled["evals"]) if pulled else (device(theirs) != device(results["hardware"])):
+                newest[device(theirs)] = one
         origin = {key: pulled[key] if pulled else None for key in ("repository", "commit")}
-        for device, one in newest.items():
-            setting = {"device": device, "dtype": _text(one, "target", "dtype"), "suites": _suites(one)}
+        for where, one in newest.items():
+            setting = {"device": where, "dtype": _text(one, "target", "dtype"), "suites": _suites(one)}
             rows = [_figures(one, artifact.name, row) for row in _own(one, artifact.name)]
             found.append({"artifact": artifact.name, **origin, **setting, "rows": rows})
     return found
@@ -87,7 +88,7 @@ def compared(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def notes(results: dict[str, Any]) -> list[str]:
     """Where it was published, what this machine is, and what else differs between the two."""
-    here = f"Here: {_device(results['hardware'])}, {results['target']['dtype']}."
+    here = f"Here: {device(results['hardware'])}, {results['target']['dtype']}."
     said = dict.fromkeys([here])
     for one in results.get("published") or []:
         if one["repository"]:
@@ -145,11 +146,6 @@ def _number(value: Any) -> float | None:
         return float(value) if isinstance(value, int | float) and isfinite(value) else None
     except OverflowError:  # a whole number of hundreds of digits
         return None
-
-
-def _device(hardware: dict[str, Any]) -> str:
-    """What decides the speed, in words: the GPU, or the CPU with its threads."""
-    return str(hardware.get("gpu") or f"{hardware.get('cpu')}, {hardware.get('threads')} threads")
 
 
 def _text(record: dict[str, Any], *keys: str) -> str | None:

@@ -19,7 +19,7 @@ from factory.publishing.metadata import metadata, suite_words
 from factory.publishing.origin import Origin
 from factory.publishing.places import places
 from factory.publishing.running import Recommended, how_to_run
-from factory.wording import size
+from factory.wording import device, size
 
 _HOW = (
     "Speedup is wall time from prompt in to last token out, plain decoding over speculative, both in one engine and in "
@@ -117,8 +117,7 @@ def _verdict(standing: Standing) -> list[str]:
 
 def _hardware(standing: Standing) -> str:
     hardware, target = standing.results["hardware"], standing.results["target"]
-    where = hardware.get("gpu") or f"{hardware.get('cpu')}, {hardware.get('threads')} threads"
-    return f"{where}, {target['dtype']}, batch {standing.row.get('batch') or 1}"
+    return f"{device(hardware)}, {target['dtype']}, batch {standing.row.get('batch') or 1}"
 
 
 def _what(artifact: Artifact, origin: Origin, shown: str) -> list[str]:

@@ -8,7 +8,6 @@ of an evaluation, hold what a terminal would obey or not show as it is.
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,7 +26,6 @@ _SUM = re.compile(r"[0-9a-f]{64}")
 _WHOLE = ("recipe.yaml", "resolved.yaml")
 _MODEL = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
 _ELSEWHERE = "adapter_config.json"  # names a base model, which peft would fetch
-_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # the order in which text is shown
 _TARGET = {"model": str, "revision": str | None, "identity": str, "parameters": int}
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".npy", ".npz")
 
@@ -87,13 +85,9 @@ def _deceives(value: Any) -> bool:
             left += [*one, *one.values()]
         elif isinstance(one, list):
             left += one
-        elif isinstance(one, str) and any(_is_hidden(character) for character in one):
+        elif isinstance(one, str) and not one.replace("\n", "").replace("\t", "").isprintable():
             return True
     return False
-
-
-def _is_hidden(character: str) -> bool:
-    return character not in "\n\t" and (character in _TURNS or unicodedata.category(character) in ("Cc", "Cs"))
 
 
 def _faults(manifest: dict[str, Any]) -> list[str]:
