@@ -17,11 +17,11 @@ LOCK_FILE = ".lock"
 _LAST_BREATH_S = 5.0  # how long the workers of a killed build may take to end
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The whole text or nothing: a killed process leaves the old file, and so does a full disk."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """The whole content or nothing: a killed process leaves the old file, and so does a full disk."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     except OSError:
         partial.unlink(missing_ok=True)

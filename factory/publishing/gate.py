@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from eval.verdict.rows import interval, k_words
+from eval.verdict.rows import interval, k_words, mode
 from factory.artifact import Artifact
 from factory.errors import FactoryError
 from factory.evidence import Row, best_row, lower_bound
@@ -72,6 +72,12 @@ def _require_lossless(artifact: Artifact, results: dict[str, Any]) -> None:
                 "not all outputs were" if one.get("matches_target") is False else "it is not known whether outputs were"
             )
             faults.append(f"at k = {k_words(one)}, on {prompts_words(one)}, {said} the target's own")
+    faults += [  # the former pool the plan's first batch alone
+        f"at k = {k_words(one)}, {one['suite']}, {mode(one['temperature'])}, batch {one.get('batch') or 1}, not all "
+        "outputs were the target's own"
+        for one in results["rows"]
+        if one["artifact"] == artifact.name and one["matches_target"] is False
+    ]
     checked = [one for one in results.get("parity", []) if one["artifact"] == artifact.name]
     if not checked:
         faults.append("parity was not checked")

@@ -34,6 +34,8 @@ def origin(artifact: Artifact, license_name: str | None, base_model: str | None,
         require_hub_name(base_model, PublishError, "target")
     name = base_model or (made_from["model"] if on_hub else (artifact.pulled() or {}).get("base_model"))
     revision = made_from["revision"] if name == made_from["model"] else None
+    if license_name is not None and not license_name.strip():
+        raise PublishError("--license: wants an identifier, such as apache-2.0; leave it out for the target's own")
     if license_name is not None:
         return Origin(name, revision, {"license": license_name.strip().lower()})
     found: dict[str, Any] = {}

@@ -6,11 +6,11 @@ the clone there is nothing else. Python files of that folder made what lies ther
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from factory.errors import FactoryError
+from factory.files.atomic import write_atomically
 from factory.files.disk import disk_errors
 
 _INSTALLED = Path(__file__).resolve().parents[1] / "shipped"
@@ -30,9 +30,7 @@ def copy_shipped(folder: Path, *, force: bool = False) -> tuple[list[Path], list
     with disk_errors(folder):
         for path in missing:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-            partial.write_bytes(contents[path])
-            partial.replace(path)
+            write_atomically(path, contents[path])
     return missing, same
 
 

@@ -78,6 +78,11 @@ def failed_parity(results: dict[str, Any]) -> None:
     next(one for one in results["parity"] if one["artifact"] == "tiny").update(passed=False, divergences=2)
 
 
+def larger_batch_differs(results: dict[str, Any]) -> None:
+    one = next(one for one in results["rows"] if one["artifact"] == "tiny" and one["k"] == 2)
+    results["rows"].append({**one, "batch": 8, "matches_target": False})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -85,6 +90,7 @@ def failed_parity(results: dict[str, Any]) -> None:
         (changed(matches_target=None), "it is not known whether outputs were the target's own"),
         (failed_parity, "at k = 2, 2 of . outputs in float64 were not the target's"),
         (lambda results: results.update(parity=[]), "parity was not checked"),
+        (larger_batch_differs, "at k = 2, stories, greedy, batch 8, not all outputs were the target's own"),
     ],
 )
 def test_no_reason_lets_one_pass_that_is_not_lossless(

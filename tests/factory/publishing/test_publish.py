@@ -293,6 +293,8 @@ def test_the_licence_is_the_targets(hub: HubServer, publish: Publish, faster: Ar
     (tmp_path / "target").mkdir()
     with pytest.raises(PublishError, match=r"no card of the target .* names a licence; give --license"):
         origin(faster, None, None, network=True)
+    with pytest.raises(PublishError, match="--license: wants an identifier"):
+        origin(faster, " ", None, network=True)
     (tmp_path / "target" / "README.md").write_text("---\nlicense: apache-2.0\n---\nbig\n")
     assert origin(faster, None, None, network=True).license == {"license": "apache-2.0"}
     (tmp_path / "target" / "README.md").write_text("---\nlicense: [a\n---\na card with a broken head\n")
