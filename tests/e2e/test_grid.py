@@ -113,7 +113,7 @@ def test_what_candidates_share_is_made_once(tiny_folder: Path, tmp_path: Path) -
     assert (out / names[2] / "recipe.yaml").read_bytes() == path.read_bytes()
     said.clear()
     build(load(path), out, lambda _done, _total, what: said.append(what))
-    assert said == []
+    assert set(said) <= {"reading prompts"}
 
 
 @llama
