@@ -51,15 +51,18 @@ def evaluate(
     """Judge drafters: are their outputs the target's own, and are they faster?"""
     if certified and world_size() > 1:
         raise FactoryError("--certify is one process's work: start it alone, without a launcher")
+    if mapped and certified:
+        raise FactoryError("--map and --certify are two different runs: give one of them")
     with aside():
         together = launched()
     with peers_missed():
         if together.first:
             _judge(artifacts, plan, prompts, out, target, mapped, certified, as_json, quiet, together)
         else:
-            from eval.timing.together import follow
+            with aside():
+                from eval.timing.together import follow
 
-            follow(together)
+                follow(together)
         together.end()
 
 
@@ -86,8 +89,6 @@ def _judge(
     with shown_progress(quiet) as progress:
         folders = fetched(artifacts, progress)
     judged = artifacts_of(folders)
-    if mapped and certified:
-        raise FactoryError("--map and --certify are two different runs: give one of them")
     out = out or folders[0]
     asked: dict[str, Any] = {"target": target, "out": out, "together": together}
     console = Console(width=None if sys.stdout.isatty() else 160)
