@@ -254,7 +254,9 @@ def test_a_large_grid_is_counted_and_a_build_of_it_asks(
     factory: Callable[..., tuple[int, str, str]], target: Path
 ) -> None:
     Path("recipes").mkdir()
-    Path("recipes/r.yaml").write_text(GRID.replace("[1, 2]", "[1, 2, 3, 4]") + f"  seed: {list(range(2500))}\n")
+    grid = GRID.replace("[1, 2]", "[1, 2, 3, 4]").replace("stages:", "data: {prompts: bos}\nstages:")
+    values = f"  data.samples: {list(range(10, 60))}\n  seed: {list(range(50))}\n"
+    Path("recipes/r.yaml").write_text(grid + values)
     code, out, _ = factory("check", "recipes/r.yaml")
     assert code == 0
     assert out.splitlines()[0] == (
@@ -262,9 +264,9 @@ def test_a_large_grid_is_counted_and_a_build_of_it_asks(
         "every value was checked once, with the others at their first"
     )
     assert sum(line.startswith("  x--keep") for line in out.splitlines()) == 63  # the first one is shown in full
-    assert out.splitlines()[-1] == "  and 2439 more"
+    assert out.splitlines()[-1] == "  and 38 more"
     code, _, err = factory("build", "recipes/r.yaml")
-    fault = "recipes/r.yaml:5: grid: 10,000 candidates; to build more than 64 say --yes, or vary fewer values\n"
+    fault = "recipes/r.yaml:6: grid: 10,000 candidates; to build more than 64 say --yes, or vary fewer values\n"
     assert (code, err) == (2, fault)
     assert not Path("artifacts").exists()
 
