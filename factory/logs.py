@@ -7,6 +7,7 @@ that imports this one keeps its streams: there libraries are told to be quiet, a
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import logging
 import os
@@ -77,6 +78,7 @@ def begin(command: str, verbose: bool) -> None:
         root.addHandler(_OnScreen(_LINE))
     elif (path := _new_file(command)) is not None:
         _turn_stderr(_keep(path))
+        faulthandler.enable(cast(TextIO, _state.file))  # where a library's own code crashes
         shown = _OnScreen("%(message)s")
         shown.setLevel(logging.WARNING)
         shown.addFilter(lambda record: record.name.split(".")[0] in OWN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +99,15 @@ def test_a_log_has_an_end(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     (log,) = (tmp_path / "drafter-factory" / "logs").iterdir()
     assert log.stat().st_size < 1200 and log.read_text().endswith("the log is full: nothing more is written here\n")
+
+
+def test_of_a_crash_the_log_has_what_was_said_and_where_it_was(tmp_path: Path) -> None:
+    code = (
+        "import os\nfrom factory import logs\nlogs.begin('build', verbose=False)\n"
+        "def crashes(): os.write(2, b'terminate called\\n'); os.abort()\ncrashes()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    (log,) = (tmp_path / "drafter-factory" / "logs").iterdir()
+    assert done.returncode == -signal.SIGABRT and done.stderr == ""
+    assert log.read_text().startswith("terminate called\nFatal Python error: Aborted") and "crashes" in log.read_text()

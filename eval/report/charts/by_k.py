@@ -113,7 +113,7 @@ def _cross(row: Row, plane: Plane, aside: float, last: int, look: Look) -> str:
 
 def _names(ends: Sequence[tuple[str, str, float]], plane: Plane) -> list[str]:
     """Names beside the ends of their lines, moved apart; of too many the highest, and the legend has them all."""
-    room = int((plane.bottom - plane.top) // SIZE)
+    room = int((plane.bottom - plane.top) // (2 * SIZE))  # half of it: names stay near their lines
     levels, others = ([one for one in ends if (one[1] in _LEVELS) == level] for level in (True, False))
     ends = [*levels, *sorted(others, key=lambda one: one[2])[: room - len(levels)]]
     moved = apart([y for _, _, y in ends], SIZE + 2, plane.top + 4, plane.bottom)

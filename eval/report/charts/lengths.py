@@ -14,7 +14,7 @@ from eval.report.drawing.svg import box, drawing, fitted, line, spot, text
 from eval.verdict.rows import Row, drafter_name, mode
 
 COLUMNS, GAP, PANEL, TALL = 2, 16.0, 142.0, 66.0
-FIGURE = 12.0  # what a figure of two digits needs
+FIGURE = 17.0  # what a figure of two digits needs
 SHADES = (1.0, 0.5, 0.28)  # of the temperatures, in their order
 
 

@@ -134,7 +134,7 @@ def test_of_many_drafters_every_mark_is_nearest_to_its_own_k() -> None:
     for k, x in marks:
         assert min(figures, key=lambda one: abs(figures[one] - float(x))) == k
     names = [float(y) for y in re.findall(r'<text class="own"[^>]* y="([\d.]+)"', chart.svg)]
-    assert len(names) > 10 and all(b - a > 11 for a, b in pairwise(sorted(names)))
+    assert len(names) > 8 and all(b - a > 13 for a, b in pairwise(sorted(names)))
 
 
 def luminance(colour: str) -> float:

@@ -186,7 +186,7 @@ def test_each_length_has_its_place_and_figures_lie_apart() -> None:
     assert len(panel) == 33 * both and all(x + wide <= after + 0.15 for (x, wide), (after, _) in pairwise(panel))
     base = max(float(one.get("y", "")) for one in svg.iter("text"))
     figures = [float(one.get("x", "")) for one in svg.iter("text") if float(one.get("y", "")) == base]
-    assert len(figures) > 5 and all(b - a >= 12 or b < a for a, b in pairwise(figures))
+    assert len(figures) > 5 and all(b - a >= 16 or b < a for a, b in pairwise(figures))
 
 
 def test_names_cannot_write_into_the_page() -> None:
