@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 from huggingface_hub import constants
+from loaded import LLAMA
 from typer.testing import CliRunner
 
 from factory import __version__, cli, interrupts
@@ -22,19 +23,6 @@ from factory.stages import Distill
 
 ROOT = Path(__file__).resolve().parents[3]
 ANY = ROOT / "recipes" / "demo" / "any.yaml"
-
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "num_hidden_layers": 8,
-    "max_position_embeddings": 160,
-    "vocab_size": 512,
-    "tie_word_embeddings": True,
-}
 
 
 @pytest.fixture
