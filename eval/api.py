@@ -18,7 +18,7 @@ Drafters = Artifact | str | Path
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found. `results` is all of results.json; its shape is that of `eval.report.results`."""
+    """What an evaluation found. `results` is all of results.json; its shape is that of `eval.verdict.results`."""
 
     results: dict[str, Any]
     folder: Path  # holds results.json, tokens.jsonl, report.html

@@ -12,6 +12,7 @@ from typing import Any
 from factory.data.prompts import read_prompts
 from factory.errors import DataError
 from factory.provenance import sha256_file
+from factory.wording import visible
 
 PROMPTS = Path(__file__).resolve().parent / "prompts"
 INDEX = "index.json"
@@ -77,7 +78,7 @@ def load_suite(name: str, folder: Path = PROMPTS) -> Suite:
 
 def suite_from_file(path: Path) -> Suite:
     """The user's own prompts: JSONL with `prompt` or Spec-Bench's `turns`, or plain lines. Raises DataError."""
-    return Suite(path.stem, None, sha256_file(path) if path.is_file() else "", tuple(read_prompts(path)))
+    return Suite(visible(path.stem), None, sha256_file(path) if path.is_file() else "", tuple(read_prompts(path)))
 
 
 def prompt_sets(

@@ -7,6 +7,7 @@ that imports this one keeps its streams: there libraries are told to be quiet, a
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import logging
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from factory import interrupts
+from factory.processes import is_alive
 
 OWN = ("factory", "eval")
 KEPT_FILES = 20
@@ -52,6 +54,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drafter-factory"
 
 
+def stand_in() -> None:
+    """Open nothing in place of standard streams that were closed before this process began. For its very beginning.
+
+    Else the next file that is opened would have a stream's descriptor, and be written into.
+    """
+    for name, kind in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, kind, encoding="utf-8"))  # noqa: PTH123, SIM115 - for the whole process
+
+
 def begin(command: str, verbose: bool) -> None:
     """Keep the log of a command in this process, which is its own; `verbose`: on stderr in place of a file."""
     for name in _NO_BARS:
@@ -67,6 +79,7 @@ def begin(command: str, verbose: bool) -> None:
         root.addHandler(_OnScreen(_LINE))
     elif (path := _new_file(command)) is not None:
         _turn_stderr(_keep(path))
+        faulthandler.enable(cast(TextIO, _state.file))  # where a library's own code crashes
         shown = _OnScreen("%(message)s")
         shown.setLevel(logging.WARNING)
         shown.addFilter(lambda record: record.name.split(".")[0] in OWN)
@@ -192,20 +205,19 @@ class _OnScreen(logging.Handler):
                 print(line, file=screen(), flush=True)
 
 
-class _Bounded(io.TextIOBase):
+class _Bounded(io.TextIOWrapper):
     """A file that takes no more than so much."""
 
-    def __init__(self, file: TextIO, most: int) -> None:
-        self._file, self._left = file, most
+    def __init__(self, path: Path, most: int) -> None:
+        super().__init__(path.open("ab"), encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        self._left = most
 
     def write(self, text: str, /) -> int:
+        """Of text that is too much nothing, but for the words that say so."""
         if self._left > 0:
             self._left -= len(text)
-            self._file.write(text if self._left > 0 else "the log is full: nothing more is written here\n")
+            super().write(text if self._left > 0 else "the log is full: nothing more is written here\n")
         return len(text)
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 class _Nowhere(io.TextIOBase):
@@ -217,8 +229,8 @@ class _Nowhere(io.TextIOBase):
 
 def _keep(path: Path) -> TextIO:
     """Open the file, and give it what is logged."""
-    _state.path, _state.file = path, path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
-    handler = logging.StreamHandler(_Bounded(_state.file, MOST_BYTES))
+    _state.path, _state.file = path, _Bounded(path, MOST_BYTES)
+    handler = logging.StreamHandler(_state.file)
     handler.setFormatter(logging.Formatter(_LINE))
     logging.getLogger().addHandler(handler)
     return _state.file
@@ -244,7 +256,9 @@ def _new_file(command: str) -> Path | None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).touch()
             for old in sorted(folder.glob("*.log"))[:-KEPT_FILES]:
-                old.unlink(missing_ok=True)
+                process = old.stem.rpartition("-")[2]
+                if not (process.isdecimal() and is_alive(int(process))):  # it may be at work for days
+                    old.unlink(missing_ok=True)
             return folder / name
         except OSError:
             continue

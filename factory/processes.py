@@ -102,6 +102,17 @@ def spoken(message: str) -> str:
     return message if is_first() else f"process {os.environ['RANK']} of {world_size()} (counted from 0): {message}"
 
 
+def is_alive(process: int) -> bool:
+    """Whether there is a process of that number."""
+    try:
+        os.kill(process, 0)  # signal 0: only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 def launched() -> Processes:
     """This process as it was launched; connects it to the others at the first call."""
     if world_size() <= 1:

@@ -231,7 +231,8 @@ def _pace_column() -> ProgressColumn:
 
         def render(self, task: Task) -> Text:
             """For one bar."""
-            return Text(task.fields["pace"].words(int(task.total or 0), time.monotonic()), style="progress.remaining")
+            words = task.fields["pace"].words(int(task.total or 0), time.monotonic())
+            return Text(words or " ", style="progress.remaining")  # rich cuts the others where a column is empty
 
     return PaceColumn()
 

@@ -35,6 +35,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device: torch finds none here"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _a_cache_of_the_tests_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whoever runs the tests keeps their own logs, and forecasts do not depend on a profile measured there."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        patch.setenv("MPLCONFIGDIR", str(cache / "matplotlib"))  # fonts are looked for once, not by every command
+        yield
+
+
 GQA = {"num_key_value_heads": 2, "head_dim": 8}
 # What each family's config needs beside the sizes that all have. The windows are short: every test crosses them.
 OWN: dict[str, dict[str, Any]] = {

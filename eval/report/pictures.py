@@ -32,8 +32,9 @@ def draw_pictures(
     """The plots into `folder`, in the report's order, drawn from what results.json or a record of `evals/` holds.
 
     `artifact` keeps to one drafter of several, with prompt lookup and the target alone beside it; `mapped` adds the
-    break-even map. Files are light, need no stylesheet and no font, and are the same for the same results. Raises
-    DataError for what is not an evaluation, and where a file cannot be written.
+    break-even map. Files are light, need no stylesheet and no font, and are the same for the same results; those that
+    an earlier call left there and this one does not draw are removed. Raises DataError for what is not an evaluation,
+    and where a file cannot be written.
     """
     try:
         found = charts(results if artifact is None else _only(results, artifact))
@@ -49,9 +50,19 @@ def draw_pictures(
             write_atomically(svg, written(alone))
             paint(alone, png)
             pictures.append(Picture(chart.name, chart.title, alone[1].text or "", svg, png))
+        _remove_others(folder, {one.name for one in pictures})
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror})") from error
     return pictures
+
+
+def _remove_others(folder: Path, drawn: set[str]) -> None:
+    """Plots of an earlier evaluation that this one has none of; what somebody else put there stays."""
+    for svg in folder.glob("*.svg"):
+        mine = f'aria-labelledby="plot-{svg.stem}-title"'
+        if svg.stem not in drawn and mine in svg.read_text(encoding="utf-8", errors="replace")[:1000]:
+            svg.unlink()
+            svg.with_suffix(".png").unlink(missing_ok=True)
 
 
 def _only(results: Results, artifact: str) -> Results:

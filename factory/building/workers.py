@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
@@ -173,9 +173,10 @@ class _Worker:
         end.close()  # so that the line ends with the process
 
     def give(self, task: Task) -> None:
-        """Begin a task."""
+        """Begin a task. A process that has ended meanwhile is heard of where its line is listened to."""
         self.task = task
-        self.line.send(task)
+        with suppress(BrokenPipeError):
+            self.line.send(task)
 
 
 def _elsewhere(

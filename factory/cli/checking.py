@@ -62,7 +62,8 @@ def check(
             continue
         for line in _lines(path, candidates, forecasts, whole=len(files) == 1):
             typer.echo(line)
-        records.append(_record(path, candidates, forecasts))
+        if as_json:  # of thousands it takes as long as all the rest
+            records.append(_record(path, candidates, forecasts))
     if as_json:
         typer.echo(json.dumps({"recipes": records}))
     if wrong:

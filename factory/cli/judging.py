@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 
 from factory.cli.completion import artifact_folders, plans
 from factory.cli.shell import JsonOption, QuietOption, TargetOption, VerboseOption, app, reported
+from factory.cli.tables import console
 from factory.errors import FactoryError
 from factory.logs import aside
 from factory.processes import Processes, launched, peers_missed, world_size
@@ -51,15 +51,18 @@ def evaluate(
     """Judge drafters: are their outputs the target's own, and are they faster?"""
     if certified and world_size() > 1:
         raise FactoryError("--certify is one process's work: start it alone, without a launcher")
+    if mapped and certified:
+        raise FactoryError("--map and --certify are two different runs: give one of them")
     with aside():
         together = launched()
     with peers_missed():
         if together.first:
             _judge(artifacts, plan, prompts, out, target, mapped, certified, as_json, quiet, together)
         else:
-            from eval.timing.together import follow
+            with aside():
+                from eval.timing.together import follow
 
-            follow(together)
+                follow(together)
         together.end()
 
 
@@ -76,8 +79,6 @@ def _judge(
     together: Processes,
 ) -> None:
     """The whole command, in the only process or the first of several."""
-    from rich.console import Console
-
     from eval.api import artifacts_of
     from eval.plan import load_plan
     from factory.publishing.pull import fetched
@@ -86,11 +87,8 @@ def _judge(
     with shown_progress(quiet) as progress:
         folders = fetched(artifacts, progress)
     judged = artifacts_of(folders)
-    if mapped and certified:
-        raise FactoryError("--map and --certify are two different runs: give one of them")
     out = out or folders[0]
     asked: dict[str, Any] = {"target": target, "out": out, "together": together}
-    console = Console(width=None if sys.stdout.isatty() else 160)
     if certified:
         with shown_progress(quiet) as progress:
             with step(progress, "starting"):
@@ -99,7 +97,7 @@ def _judge(
 
             made = certify(judged, chosen, target=target, prompts_file=prompts, progress=progress)
         for certificate in made:
-            console.print(terminal(certificate))
+            console().print(terminal(certificate))
         if as_json:
             typer.echo(json.dumps({"certificates": {one["artifact"]: one["verdict"] for one in made}}))
         if not all(one["verdict"]["lossless"] for one in made):
@@ -112,7 +110,7 @@ def _judge(
                 from eval.report.heatmap import map_table
 
             found = measure_map(judged, chosen, **asked, prompts_file=prompts, progress=progress)
-        console.print(map_table(found))
+        console().print(map_table(found))
         typer.echo(f"report: {out / 'report.html'}")
         if as_json:
             typer.echo(json.dumps({"rules": [one["rule"] for one in found["drafters"]], "out": str(out)}))
@@ -127,10 +125,10 @@ def _judge(
     from eval.report.published import compared, published_table
     from eval.report.writing import terminal_table
 
-    console.print(terminal_table(judgement.results))
+    console().print(terminal_table(judgement.results))
     beside = published_table(judgement.results)
     if beside is not None:
-        console.print(beside)
+        console().print(beside)
     typer.echo(f"report: {judgement.report}")
     if as_json:
         typer.echo(

@@ -11,6 +11,8 @@ import typer
 from factory.anatomy.shapes import Shape
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from factory.artifact import Artifact
 
 ALPHA = 0.8  # the acceptance at which the forecast of a table is taken
@@ -47,9 +49,15 @@ def facts(artifact: Artifact) -> dict[str, Any]:
     }
 
 
+def console() -> Console:
+    """For tables on stdout: as wide as the terminal, and in a pipe wide enough."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
 def show(artifacts: Sequence[Artifact]) -> None:
     """One table of all, on stdout."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(caption=f"c in bytes; at best: the most that bytes allow at alpha {ALPHA:.2f}")
@@ -71,7 +79,7 @@ def show(artifacts: Sequence[Artifact]) -> None:
             f"{row['forecast_speedup']:.2f}x",
             f"{overlap[0]:.3f} -> {overlap[1]:.3f}" if overlap else "",
         )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console().print(table)
 
 
 def summary(artifact: Artifact) -> str:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from factory.errors import FactoryError
+from factory.processes import is_alive
 
 SHARD_BYTES = 512 << 20  # a file of weights that is written here is at most this large, or one tensor
 
@@ -68,14 +69,3 @@ def _take(descriptor: int, folder: Path) -> None:
             raise FactoryError(
                 f"{folder}: another build (process {holder}) is at work here; wait for it, or give another --out"
             ) from error
-
-
-def is_alive(process: int) -> bool:
-    """Whether there is a process of that number."""
-    try:
-        os.kill(process, 0)  # signal 0: only asks
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True

@@ -18,9 +18,10 @@ from typing import Any
 from factory import assisted
 from factory.artifact import CERTIFICATE, PULLED, Artifact
 from factory.errors import ArtifactError
-from factory.files.atomic import is_alive, write_atomically
+from factory.files.atomic import write_atomically
 from factory.files.disk import DiskError, disk_errors, free_bytes
 from factory.hub import Asked, download, is_hub_name, require_hub_name
+from factory.processes import is_alive
 from factory.progress import Progress, silent
 from factory.provenance import sha256_file
 from factory.publishing.contents import CARD, MANIFEST, RECORDS, in_repository

@@ -124,7 +124,12 @@ def points(document: Document, axes: list[Axis], each_value_once: bool = False) 
     `each_value_once` leaves every other key at its first value: the sum of the lengths, not the product.
     Raises RecipeError where two points would have one name.
     """
-    plain = replace(document, data={key: value for key, value in document.data.items() if key != "grid"})
+    plain = replace(
+        document,
+        data={key: value for key, value in document.data.items() if key != "grid"},
+        # A point knows nothing of the lines of other points: copied for each, they would make it quadratic.
+        lines={at: line for at, line in document.lines.items() if at[:1] != ("grid",) or len(at) == 1},
+    )
     names = _short_keys(document, axes)
     labels: set[str] = set()
     for chosen in _indices(axes, each_value_once):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+GONE = 1 << 30  # no process has such a number
 ROOT = Path(__file__).resolve().parents[2]
 NOISE = """\
 import logging, os, sys, warnings
@@ -84,20 +86,36 @@ def test_a_log_without_a_word_is_removed_and_old_ones_are(tmp_path: Path) -> Non
     folder = tmp_path / "drafter-factory" / "logs"
     folder.mkdir(parents=True)
     for number in range(30):
-        (folder / f"20200101-0000{number:02d}-build-1.log").touch()
+        (folder / f"20200101-0000{number:02d}-build-{GONE}.log").touch()
+    at_work = folder / f"20200101-000000-build-{os.getpid()}.log"
+    at_work.touch()
     code = "from factory import logs\nlogs.begin('ls', verbose=False)\nlogs.end()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     left = sorted(path.name for path in folder.iterdir())
-    assert len(left) == 19 and left[0].endswith("000011-build-1.log")
+    assert len(left) == 20  # one is of a process that is still at work
+    assert left[0] == at_work.name and left[1].endswith(f"000011-build-{GONE}.log")
 
 
 def test_a_log_has_an_end(tmp_path: Path) -> None:
     code = (
         "import logging\nfrom factory import logs\nlogs.MOST_BYTES = 1000\nlogs.begin('build', verbose=False)\n"
+        "with logs.aside():\n for _ in range(20): print('a library prints')\n"
         "for _ in range(99): logging.getLogger('library').info('a word and another')"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     (log,) = (tmp_path / "drafter-factory" / "logs").iterdir()
     assert log.stat().st_size < 1200 and log.read_text().endswith("the log is full: nothing more is written here\n")
+
+
+def test_of_a_crash_the_log_has_what_was_said_and_where_it_was(tmp_path: Path) -> None:
+    code = (
+        "import os\nfrom factory import logs\nlogs.begin('build', verbose=False)\n"
+        "def crashes(): os.write(2, b'terminate called\\n'); os.abort()\ncrashes()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    (log,) = (tmp_path / "drafter-factory" / "logs").iterdir()
+    assert done.returncode == -signal.SIGABRT and done.stderr == ""
+    assert log.read_text().startswith("terminate called\nFatal Python error: Aborted") and "crashes" in log.read_text()

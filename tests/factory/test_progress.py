@@ -154,6 +154,7 @@ def test_a_narrow_terminal_has_one_line_and_no_colour_where_none_is_wanted(tmp_p
         line for line in re.split(r"[\r\n]+|\033\[2K", re.sub(r"\033\[[0-9;?]*[a-zJA]", "", sent)) if "left" in line
     ]
     assert drawn and all(len(line) <= 44 for line in drawn), drawn
+    assert not re.search(r"\d/?…", sent)  # how far it is stands there in full, also before there is a rate
 
 
 def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:

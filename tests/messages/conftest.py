@@ -9,22 +9,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from loaded import LLAMA
 from typer.main import get_command
 
 from factory import cli
-
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "num_hidden_layers": 8,
-    "max_position_embeddings": 160,
-    "vocab_size": 512,
-    "tie_word_embeddings": True,
-}
 
 
 @pytest.fixture

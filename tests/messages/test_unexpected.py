@@ -70,3 +70,13 @@ def test_a_pipe_that_nobody_reads_is_no_fault(tmp_path: Path) -> None:
     done = run(tmp_path, "-m", "factory", "check", "r.yaml", "--json", cache=tmp_path, out=writing)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_streams_that_are_closed_are_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    for command in ("check r.yaml --json", "build r.yaml"):
+        shell = f"exec '{sys.executable}' -m factory {command} <&- >&- 2>&-"
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        done = subprocess.run(["sh", "-c", shell], cwd=tmp_path, env=environment)
+        assert done.returncode == (2 if command.startswith("build") else 0)
+    assert list((tmp_path / "cache").rglob("*.log")) == []

@@ -60,11 +60,11 @@ class Command:
 
     def end(self) -> tuple[int, str, list[str]]:
         """Exit code, stdout, lines on stderr."""
-        try:
-            assert self.process.stdout is not None
-            out = self.process.stdout.read()
-            code = self.process.wait(HANGS_S)
-        finally:
-            self.process.kill()
+        assert self.process.stdout is not None
+        hangs = threading.Timer(HANGS_S, self.process.kill)
+        hangs.start()
+        out = self.process.stdout.read()
+        code = self.process.wait()
+        hangs.cancel()
         self._reader.join(HANGS_S)
         return code, out, self.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from eval.measurement import AUTO, PROMPT_LOOKUP
 from eval.report.charts.field import Results, bests, chosen_from, confirmed, high, looks, low
@@ -14,7 +15,8 @@ from eval.report.drawing.svg import box, drawing, fitted, group, line, path, spo
 from eval.verdict.rows import Row, drafter_name, interval
 
 LONGEST = 18  # letters of a name beside the end of its line
-ASIDE = 5.0  # between marks of one k
+ASIDE = 5.0  # between marks of one k, where there is room for that
+_LEVELS = ("alone", "lookup")  # the colours of what is to be beaten
 
 
 def k_chart(results: Results) -> Chart | None:
@@ -68,16 +70,18 @@ def _drawn(rows: Sequence[Row], again: Sequence[Row], styles: dict[str, Look], t
     )
     parts.append(plane.foot("k: tokens proposed a round"))
     parts.append(group("alone", line("even", LEFT, plane.y(1.0), right, plane.y(1.0))))
-    ends = [(ALONE, "alone", plane.y(1.0))]
+    ends = [(ALONE, _LEVELS[0], plane.y(1.0))]
     lookup = bests([row for row in rows if row["drafter"] == PROMPT_LOOKUP]).get(LOOKUP)
     marks: list[str] = []
     if lookup is not None:
         y, upper, lower = plane.y(lookup["speedup"]), plane.y(high(lookup)), plane.y(low(lookup))
         level = box("band", LEFT, upper, right - LEFT, max(lower - upper, 1)) + line("level", LEFT, y, right, y)
         parts.append(spot("lookup", _words(lookup), level))
-        ends.append((LOOKUP, "lookup", y))
+        ends.append((LOOKUP, _LEVELS[1], y))
+    nearest = min((plane.x(b) - plane.x(a) for a, b in pairwise(ks)), default=right - LEFT)
+    between = min(ASIDE, 0.7 * nearest / (len(lines) + 2))  # every mark is nearest to its own k
     for place, name in enumerate([*lines, *([LOOKUP] if lookup is not None else [])]):
-        aside = ASIDE * (place - len(lines) / 2)
+        aside = between * (place - len(lines) / 2)
         mine = sorted((row for row in rows if drafter_name(row) == name), key=lambda row: _at(row, last))
         places = [(plane.x(_at(row, last)) + aside, plane.y(row["speedup"])) for row in mine]
         numbered = [at for row, at in zip(mine, places, strict=True) if row["k"] != AUTO]
@@ -89,7 +93,8 @@ def _drawn(rows: Sequence[Row], again: Sequence[Row], styles: dict[str, Look], t
             bar = "" if name == LOOKUP else whisker(x, plane.y(low(row)), plane.y(high(row)), "thin")
             radius = 3.5 if name == LOOKUP else 4.5
             marks.append(spot(look.colour, _words(row), bar + symbol(look.shape, x, y, radius, look.kind)))
-        marks += [_cross(row, plane, aside, last, look) for row in again if drafter_name(row) == name]
+        behind = aside + 2 * between
+        marks += [_cross(row, plane, behind, last, look) for row in again if drafter_name(row) == name]
     return [*parts, *_names(ends, plane), *marks]
 
 
@@ -100,14 +105,17 @@ def _at(row: Row, last: int) -> float:
 
 def _cross(row: Row, plane: Plane, aside: float, last: int, look: Look) -> str:
     """A choice as it was measured again."""
-    x, y = plane.x(_at(row, last)) + aside + 2 * ASIDE, plane.y(row["speedup"])
+    x, y = plane.x(_at(row, last)) + aside, plane.y(row["speedup"])
     bar = whisker(x, plane.y(low(row)), plane.y(high(row)), "thin")
     cross = line("interval", x - 4, y - 4, x + 4, y + 4) + line("interval", x - 4, y + 4, x + 4, y - 4)
     return spot(look.colour, _words(row, fresh=True), bar + cross)
 
 
 def _names(ends: Sequence[tuple[str, str, float]], plane: Plane) -> list[str]:
-    """Names beside the ends of their lines, moved apart."""
+    """Names beside the ends of their lines, moved apart; of too many the highest, and the legend has them all."""
+    room = int((plane.bottom - plane.top) // (2 * SIZE))  # half of it: names stay near their lines
+    levels, others = ([one for one in ends if (one[1] in _LEVELS) == level] for level in (True, False))
+    ends = [*levels, *sorted(others, key=lambda one: one[2])[: room - len(levels)]]
     moved = apart([y for _, _, y in ends], SIZE + 2, plane.top + 4, plane.bottom)
     return [
         group(colour, text(plane.right + 8, y + 4, fitted(name, LONGEST), kind="own"))

@@ -14,6 +14,7 @@ from eval.report.drawing.svg import box, drawing, fitted, line, spot, text
 from eval.verdict.rows import Row, drafter_name, mode
 
 COLUMNS, GAP, PANEL, TALL = 2, 16.0, 142.0, 66.0
+FIGURE = 17.0  # what a figure of two digits needs
 SHADES = (1.0, 0.5, 0.28)  # of the temperatures, in their order
 
 
@@ -113,14 +114,15 @@ def _panel(one: Lengths, look: Look, left: float, top: float, wide: float) -> li
     """Bars from the base up, temperatures beside each other, the mean under the title."""
     base = top + 40 + TALL + 10
     slot = (wide - 8) / (one.most + 1)
-    slim = min(26.0, (slot - 4) / len(one.counts))
+    slim = min(26.0, (slot - min(4.0, slot / 4)) / len(one.counts))
     means = " / ".join(f"{_mean(counts):.2f}" for counts in one.counts.values())
     parts = [
         text(left + 4, top + 14, fitted(f"{one.name}, k = {one.k}", 28), kind="heading"),
         text(left + 4, top + 29, f"mean {means}", kind="faint"),
         line("axis", left + 4, base, left + wide - 4, base),
     ]
-    for length in range(one.most + 1):
+    every = next(step for step in (1, 2, 5, 10, 20, 50, one.most + 1) if step * slot >= FIGURE or step > one.most)
+    for length in range(0, one.most + 1, every):
         middle = left + 4 + (length + 0.5) * slot
         parts.append(text(middle, base + 14, str(length), anchor="middle", kind="faint"))
     for place, (temperature, counts) in enumerate(one.counts.items()):
@@ -130,7 +132,7 @@ def _panel(one: Lengths, look: Look, left: float, top: float, wide: float) -> li
             x = left + 4 + (length + 0.5) * slot + slim * (place - len(one.counts) / 2)
             words = f"{one.name}, k = {one.k}, {mode(temperature)}: {length} accepted in {count} rounds, {share:.0%}"
             opaque = f' fill-opacity="{shade:g}"' if shade < 1 else ""
-            bar = box("bar", x, base - share * TALL, max(slim - 1, 1), share * TALL, opaque)
+            bar = box("bar", x, base - share * TALL, max(slim - 1, 0.8 * slim), share * TALL, opaque)
             figure = text(x + slim / 2, base - share * TALL - 3, f"{100 * share:.0f}", anchor="middle", kind="faint")
             parts.append(spot(look.colour, words, bar + (figure if slim >= 15 else "")))
     return parts

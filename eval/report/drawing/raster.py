@@ -31,8 +31,11 @@ def paint(alone: ElementTree.Element, path: Path) -> None:
     for element in alone:
         painter.draw(element, (0.0, 0.0), 1.0)
     partial = path.with_name(f"{path.name}.partial")
-    figure.savefig(partial, format="png", metadata={"Software": None})
-    partial.replace(path)
+    try:
+        figure.savefig(partial, format="png", metadata={"Software": None})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class _Painter:

@@ -1,7 +1,7 @@
 """The pieces that every drawing is made of.
 
-Colours and strokes come from the classes in `eval.report.palette`, so that a drawing follows light and dark on the page
-and stands alone in a picture.
+Colours and strokes come from the classes in `eval.report.drawing.palette`, so that a drawing follows light and dark on
+the page and stands alone in a picture.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+
+from factory.wording import visible
 
 LETTER = 0.58  # mean width of a letter, of its size
 
@@ -20,14 +22,14 @@ def drawing(name: str, title: str, words: str, size: tuple[float, float], parts:
     role = "group" if 'class="spot' in body else "img"
     return (
         f'<svg id="{own}" class="chart" viewBox="0 0 {width:g} {height:g}" role="{role}" '
-        f'aria-labelledby="{own}-title" aria-describedby="{own}-words"><title id="{own}-title">{escape(title)}</title>'
-        f'<desc id="{own}-words">{escape(words)}</desc>{body}</svg>'
+        f'aria-labelledby="{own}-title" aria-describedby="{own}-words"><title id="{own}-title">{_words(title)}</title>'
+        f'<desc id="{own}-words">{_words(words)}</desc>{body}</svg>'
     )
 
 
 def spot(colour: str, words: str, drawn: str) -> str:
     """What can be pointed at and walked to: `words` on hover, on focus, and to a screen reader."""
-    said = escape(words)
+    said = _words(words)
     return f'<g class="spot {colour}" tabindex="0" role="img" aria-label="{said}"><title>{said}</title>{drawn}</g>'
 
 
@@ -39,7 +41,7 @@ def group(colour: str, *parts: str) -> str:
 def text(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "") -> str:
     """A line of text; `kind` is its CSS class."""
     name = f' class="{kind}"' if kind else ""
-    return f'<text{name} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+    return f'<text{name} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_words(words)}</text>'
 
 
 def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
@@ -81,6 +83,11 @@ def symbol(shape: str, x: float, y: float, radius: float, kind: str = "dot") -> 
         "down": [(0, 1.3), (1.2, -0.85), (-1.2, -0.85)],
     }[shape]
     return f'<polygon class="{kind}" points="{_points([(x + radius * a, y + radius * b) for a, b in corners])}"/>'
+
+
+def _words(words: str) -> str:
+    """Text in a drawing: a control character in somebody's file name would make it no XML."""
+    return escape(visible(words))
 
 
 def _points(points: Sequence[tuple[float, float]]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from eval.report.charts.by_k import k_chart
 from eval.report.charts.front import Point, front
 from eval.report.contents import map_report, report
 from eval.report.drawing.palette import COLOURS, DARK, LIGHT, MARKS, Palette
@@ -119,6 +120,21 @@ def test_on_the_front_is_what_nothing_smaller_reaches() -> None:
     field += [point("lookup", 0.0, 1.3), point("wrong", 1.0, 9.0, sound=False), point("larger", 3.0, 1.4)]
     assert [one.name for one in front(field)] == ["lookup", "large"]
     assert front([point("slow", 1.0, 0.99)]) == []
+
+
+def test_of_many_drafters_every_mark_is_nearest_to_its_own_k() -> None:
+    results = read("half-hour-cpu.json")
+    mine = [row for row in results["candidates"] if row["artifact"]]
+    results["candidates"] += [{**row, "artifact": f"grid--{place}"} for place in range(29) for row in mine]
+    chart = k_chart(results)
+    assert chart is not None
+    figures = {one[1]: float(one[0]) for one in re.findall(r'<text x="([\d.]+)"[^>]*>(\d)</text>', chart.svg)}
+    marks = re.findall(r'aria-label="\S+, k = (\d)[:,].*?(?:<line [^>]*x1|<circle [^>]*cx)="([\d.]+)"', chart.svg)
+    assert {k for k, _ in marks} == set(figures) and len(marks) > 90
+    for k, x in marks:
+        assert min(figures, key=lambda one: abs(figures[one] - float(x))) == k
+    names = [float(y) for y in re.findall(r'<text class="own"[^>]* y="([\d.]+)"', chart.svg)]
+    assert len(names) > 8 and all(b - a > 13 for a, b in pairwise(sorted(names)))
 
 
 def luminance(colour: str) -> float:

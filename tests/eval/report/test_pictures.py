@@ -44,8 +44,13 @@ def test_every_plot_is_an_svg_that_needs_no_page_and_a_png_of_the_same_size(tmp_
 
 def test_of_one_drafter_alone(tmp_path: Path) -> None:
     results = read("stories260k-layers-cpu.json")
+    for there in ("own.svg", "own.png", "map-0.png"):
+        (tmp_path / there).write_text("<svg></svg>")
+    (tmp_path / "map-0.svg").write_text('<svg aria-labelledby="plot-map-0-title"></svg>')
     (by_k,) = (one for one in draw_pictures(results, tmp_path, "stories--keep2") if one.name == "by-k")
     assert "stories--keep2, k = 4" in by_k.words and "prompt lookup" in by_k.words and "keep1" not in by_k.words
+    left = {path.name for path in tmp_path.iterdir()}
+    assert {"own.svg", "own.png"} <= left and not {"map-0.svg", "map-0.png"} & left
     with pytest.raises(DataError, match="nobody took no part in this evaluation"):
         draw_pictures(results, tmp_path, "nobody")
     with pytest.raises(DataError, match="not what `factory eval` writes"):

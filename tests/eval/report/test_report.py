@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from eval.report.charts.lengths import lengths_of
+from eval.report.charts.lengths import lengths_chart, lengths_of
 from eval.report.charts.spent import Bar, spent_charts, stacked
+from eval.report.contents import report
 from eval.report.drawing.labels import Box, Room, apart
 from eval.report.drawing.svg import decade_ticks, fitted, si, ticks
 from eval.report.tables import speedup_table
@@ -172,10 +173,26 @@ def test_lengths_of_suites_are_added_and_those_of_other_batches_left_out() -> No
     assert (found.name, found.k, found.most) == ("a", 2, 2) and found.counts == {0.0: [4, 1, 2], 1.0: [5]}
 
 
-def test_names_cannot_write_into_the_page(tmp_path: Path) -> None:
-    text = EARLIER.read_text().replace('"quick"', '"<script>x</script>"')
-    html = draw(json.loads(text), tmp_path / TOKENS, tmp_path).read_text()
-    assert "&lt;script&gt;x" in html and html.count("<script") == 1
+def test_each_length_has_its_place_and_figures_lie_apart() -> None:
+    results = json.loads(EARLIER.read_text())
+    for one in results["rows"]:
+        one["accepted_lengths"] = [1] * 33 if one["drafter"] else None
+    chart = lengths_chart(results)
+    assert chart is not None
+    svg = ElementTree.fromstring(chart.svg)
+    bars = [(float(bar.get("x", "")), float(bar.get("width", ""))) for bar in svg.iter("rect")]
+    both = len({one["temperature"] for one in results["rows"]})
+    panel = sorted(bars[: 33 * both])
+    assert len(panel) == 33 * both and all(x + wide <= after + 0.15 for (x, wide), (after, _) in pairwise(panel))
+    base = max(float(one.get("y", "")) for one in svg.iter("text"))
+    figures = [float(one.get("x", "")) for one in svg.iter("text") if float(one.get("y", "")) == base]
+    assert len(figures) > 5 and all(b - a >= 16 or b < a for a, b in pairwise(figures))
+
+
+def test_names_cannot_write_into_the_page() -> None:
+    text = EARLIER.read_text().replace('"quick"', '"<script>x</script>"').replace('"code"', '"of\\u0001 a file"')
+    html = report(json.loads(text), None, [])
+    assert "&lt;script&gt;x" in html and html.count("<script") == 1 and r"of\x01 a file, greedy" in html
     for svg in html.split("<svg")[1:]:
         ElementTree.fromstring("<svg" + svg.split("</svg>")[0] + "</svg>")  # well-formed
 

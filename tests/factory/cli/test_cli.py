@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 from huggingface_hub import constants
+from loaded import LLAMA
 from typer.testing import CliRunner
 
 from factory import __version__, cli, interrupts
@@ -22,19 +23,6 @@ from factory.stages import Distill
 
 ROOT = Path(__file__).resolve().parents[3]
 ANY = ROOT / "recipes" / "demo" / "any.yaml"
-
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "num_hidden_layers": 8,
-    "max_position_embeddings": 160,
-    "vocab_size": 512,
-    "tie_word_embeddings": True,
-}
 
 
 @pytest.fixture
@@ -254,7 +242,9 @@ def test_a_large_grid_is_counted_and_a_build_of_it_asks(
     factory: Callable[..., tuple[int, str, str]], target: Path
 ) -> None:
     Path("recipes").mkdir()
-    Path("recipes/r.yaml").write_text(GRID.replace("[1, 2]", "[1, 2, 3, 4]") + f"  seed: {list(range(2500))}\n")
+    grid = GRID.replace("[1, 2]", "[1, 2, 3, 4]").replace("stages:", "data: {prompts: bos}\nstages:")
+    values = f"  data.samples: {list(range(10, 60))}\n  seed: {list(range(50))}\n"
+    Path("recipes/r.yaml").write_text(grid + values)
     code, out, _ = factory("check", "recipes/r.yaml")
     assert code == 0
     assert out.splitlines()[0] == (
@@ -262,9 +252,9 @@ def test_a_large_grid_is_counted_and_a_build_of_it_asks(
         "every value was checked once, with the others at their first"
     )
     assert sum(line.startswith("  x--keep") for line in out.splitlines()) == 63  # the first one is shown in full
-    assert out.splitlines()[-1] == "  and 2439 more"
+    assert out.splitlines()[-1] == "  and 38 more"
     code, _, err = factory("build", "recipes/r.yaml")
-    fault = "recipes/r.yaml:5: grid: 10,000 candidates; to build more than 64 say --yes, or vary fewer values\n"
+    fault = "recipes/r.yaml:6: grid: 10,000 candidates; to build more than 64 say --yes, or vary fewer values\n"
     assert (code, err) == (2, fault)
     assert not Path("artifacts").exists()
 

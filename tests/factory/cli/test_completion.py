@@ -1,4 +1,4 @@
-"""What a shell is offered: asked as bash asks, in a process of its own."""
+"""What a shell is offered: asked as bash asks, in one process for all questions."""
 
 from __future__ import annotations
 
@@ -24,37 +24,38 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def asked(folder: Path, line: str) -> list[str]:
-    """What bash is offered behind that line; nothing heavy may be imported for it."""
-    code = (
-        "import sys; sys.argv[0] = 'factory'\n"
-        "from factory.__main__ import main\n"
-        "try: main()\n"
-        f"finally: print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
-    )
-    words = line.split(" ")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "_FACTORY_COMPLETE": "complete_bash",
-        "COMP_WORDS": line,
-        "COMP_CWORD": str(len(words) - 1),
-    }
+OFFERED = {
+    "factory build ": ["artifacts/", "mine.yaml"],
+    "factory check mi": ["mine.yaml"],
+    "factory show ": ["artifacts/made/", "artifacts/"],
+    "factory eval artifacts/": ["artifacts/made/", "artifacts/empty/"],
+    "factory eval artifacts/made --plan d": ["default", "demo"],
+    "factory check mine.yaml --device h": ["here", "h200"],
+    "factory bu": ["build"],
+}
+ASKS = f"""\
+import os, sys
+sys.argv[0] = "factory"
+from factory.__main__ import main
+for line in {[*OFFERED]}:
+    os.environ |= dict(COMP_WORDS=line, COMP_CWORD=str(len(line.split(" ")) - 1))
+    print("==", line)
+    try:
+        main()
+    except SystemExit:
+        pass
+print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+"""
+
+
+def test_values_are_completed_by_what_is_there_and_nothing_heavy_is_imported_for_it(folder: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "_FACTORY_COMPLETE": "complete_bash"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", ASKS], cwd=folder, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stderr == "[]\n"
-    return done.stdout.split()
-
-
-def test_values_are_completed_by_what_is_there(folder: Path) -> None:
-    assert "build" in asked(folder, "factory bu")
-    assert asked(folder, "factory build ") == ["artifacts/", "mine.yaml"]
-    assert asked(folder, "factory check mi") == ["mine.yaml"]
-    assert asked(folder, "factory show ") == ["artifacts/made/", "artifacts/"]
-    assert asked(folder, "factory eval artifacts/") == ["artifacts/made/", "artifacts/empty/"]
-    assert asked(folder, "factory eval artifacts/made --plan d") == ["default", "demo"]
-    assert asked(folder, "factory check mine.yaml --device h") == ["here", "h200"]
+    answers = (part.partition("\n") for part in done.stdout.split("== ")[1:])
+    assert {line: said.split() for line, _, said in answers} == OFFERED
 
 
 def test_a_shell_can_be_told(folder: Path) -> None:
