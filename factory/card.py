@@ -7,7 +7,7 @@ from typing import Any
 
 from factory.errors import RecipeError
 from factory.files.documents import read
-from factory.wording import count, size
+from factory.wording import count, hardware_words, size
 
 
 def draw(
@@ -149,13 +149,12 @@ def measured(evals: list[dict[str, Any]], name: str) -> list[str]:
                 f"| {row['k']} | {row['prompts']} {fresh} | {row['speedup']:.2f}x{interval} | {' | '.join(cells)} |"
             )
     hardware, target = last["hardware"], last["target"]
-    where = hardware.get("gpu") or f"{hardware.get('cpu')}, {hardware.get('threads')} threads"
     suites = ", ".join(suite["name"] for suite in last["suites"])
     batch = last["verdict"].get("batch") or 1  # evaluations of earlier versions have none
     return [
         *lines,
         "",
-        f"{where}; {target['dtype']}, reader {target['reader']}, batch {batch}; prompts: {suites}. "
+        f"{hardware_words(hardware)}; {target['dtype']}, reader {target['reader']}, batch {batch}; prompts: {suites}. "
         "The forecast is at the measured alpha.",
         "",
         f"Of all that took part: {last['verdict']['reason']}",
@@ -229,10 +228,9 @@ def _made_with(certificate: dict[str, Any]) -> str:
         f"(sha256 {suite['sha256'][:12]})"
         for suite in certificate["suites"]
     )
-    where = hardware.get("gpu") or f"{hardware.get('cpu')}, {hardware.get('threads')} threads"
     return (
-        f"Prompts: {suites}; seed {certificate['seed']}; {where}; torch {versions['torch']}, transformers "
-        f"{versions['transformers']}; drafter-factory {versions['drafter-factory']}."
+        f"Prompts: {suites}; seed {certificate['seed']}; {hardware_words(hardware)}; torch {versions['torch']}, "
+        f"transformers {versions['transformers']}; drafter-factory {versions['drafter-factory']}."
     )
 
 

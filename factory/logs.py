@@ -28,7 +28,8 @@ _LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # Bars of their own, which would go over ours; read when each library is imported.
 _NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
 
-_TALKATIVE = ("httpx", "httpcore", "urllib3", "matplotlib", "fsspec", "PIL")  # a line for each request or file
+# They have a line for each request or file.
+_TALKATIVE = ("httpx", "httpx2", "httpcore", "httpcore2", "urllib3", "matplotlib", "fsspec", "PIL")
 
 
 class _State:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 def count(parameters: float) -> str:
     """6738415616 -> 6.74 B."""
@@ -27,6 +30,12 @@ def seconds(of_seconds: float) -> str:
         if of_seconds >= unit:
             return f"{of_seconds / unit:.1f} {name}"
     return f"{1000 * of_seconds:.2f} ms"
+
+
+def hardware_words(hardware: Mapping[str, Any]) -> str:
+    """What decides the speed, of a record's `hardware`: the GPU, or the CPU with its threads."""
+    threads = hardware.get("threads")
+    return str(hardware.get("gpu") or f"{hardware.get('cpu')}, {threads} thread{'' if threads == 1 else 's'}")
 
 
 def visible(text: str) -> str:

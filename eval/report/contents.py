@@ -18,7 +18,7 @@ from eval.report.charts.roofline_plot import roofline_chart
 from eval.report.charts.spent import spent_charts
 from eval.report.drawing.chart import Chart
 from eval.report.guide import GUIDE
-from eval.report.headline import hardware_words, headline
+from eval.report.headline import headline
 from eval.report.heatmap import cells_table, map_charts, map_rules
 from eval.report.page import Section, page
 from eval.report.published import HEADING, published_section
@@ -32,6 +32,7 @@ from eval.report.tables import (
     training_table,
 )
 from factory.card import certified
+from factory.wording import hardware_words
 
 Certificate = dict[str, Any]
 

@@ -10,6 +10,7 @@ from eval.report.charts.field import Results, chosen_from, confirmed, high, loss
 from eval.report.drawing.plane import Plane, speedup_ticks
 from eval.report.drawing.svg import box, drawing, group, line, si, symbol, text
 from eval.verdict.rows import Row, drafter_name, same_output
+from factory.wording import hardware_words
 
 WIDTH, HEIGHT = 330.0, 96.0
 
@@ -67,12 +68,6 @@ def setting(results: Results) -> str:
     batches = dict.fromkeys(str(row.get("batch", 1)) for row in results["rows"])
     model = f"{target['model']}, {target['parameters']:,} parameters, {target['dtype']}"
     return f"{model} · reader {target['reader']} · batch {' and '.join(batches)}"
-
-
-def hardware_words(hardware: dict[str, object]) -> str:
-    """The device that was measured on."""
-    threads = hardware.get("threads")
-    return str(hardware.get("gpu") or f"{hardware.get('cpu')}, {threads} thread{'' if threads == 1 else 's'}")
 
 
 def _interval(best: Row, won: bool) -> str:

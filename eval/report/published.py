@@ -20,6 +20,7 @@ from eval.report.tables import table
 from eval.verdict.rows import Row, interval
 from factory.artifact import Artifact
 from factory.evidence import rows_at
+from factory.wording import hardware_words
 
 HEADING = "Published, and measured here"
 _FIGURES = ("speedup", "speedup_low", "speedup_high", "alpha")
@@ -40,8 +41,9 @@ def published_figures(artifacts: Sequence[Artifact], results: dict[str, Any]) ->
             theirs = one.get("hardware")
             if not isinstance(theirs, dict):
                 continue
-            if (path.name in pulled["evals"]) if pulled else (_device(theirs) != _device(results["hardware"])):
-                newest[_device(theirs)] = one
+            device = hardware_words(theirs)
+            if (path.name in pulled["evals"]) if pulled else (device != hardware_words(results["hardware"])):
+                newest[device] = one
         origin = {key: pulled[key] if pulled else None for key in ("repository", "commit")}
         for device, one in newest.items():
             setting = {"device": device, "dtype": _text(one, "target", "dtype"), "suites": _suites(one)}
@@ -87,7 +89,7 @@ def compared(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def notes(results: dict[str, Any]) -> list[str]:
     """Where it was published, what this machine is, and what else differs between the two."""
-    here = f"Here: {_device(results['hardware'])}, {results['target']['dtype']}."
+    here = f"Here: {hardware_words(results['hardware'])}, {results['target']['dtype']}."
     said = dict.fromkeys([here])
     for one in results.get("published") or []:
         if one["repository"]:
@@ -142,11 +144,6 @@ def _figures(results: dict[str, Any], name: str, row: Row) -> Row:
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and isfinite(value) else None
-
-
-def _device(hardware: dict[str, Any]) -> str:
-    """What decides the speed, in words: the GPU, or the CPU with its threads."""
-    return str(hardware.get("gpu") or f"{hardware.get('cpu')}, {hardware.get('threads')} threads")
 
 
 def _text(record: dict[str, Any], *keys: str) -> str | None:
