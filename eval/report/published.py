@@ -12,7 +12,6 @@ from math import isfinite
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from eval.measurement import CONFIRM
@@ -20,11 +19,13 @@ from eval.report.tables import table
 from eval.verdict.rows import Row, interval
 from factory.artifact import Artifact
 from factory.evidence import rows_at
+from factory.fitting import Fitted
 from factory.wording import hardware_words
 
 HEADING = "Published, and measured here"
 _FIGURES = ("speedup", "speedup_low", "speedup_high", "alpha")
-_HEAD = ("drafter", "k", "prompts", "published on", "speedup there", "here", "alpha there", "here", "tau there", "here")
+_FIGURED = tuple(f"{figure} {place}" for figure in ("speedup", "alpha", "tau") for place in ("there", "here"))
+_HEAD = ("drafter", "k", "prompts", "published on", *_FIGURED)
 _TEXTS = 4  # columns of words
 
 
@@ -69,11 +70,8 @@ def published_table(results: dict[str, Any]) -> Group | None:
     lines = list(_lines(results))
     if not lines:
         return None
-    table = Table(title=HEADING, title_justify="left", pad_edge=False)
-    for place, heading in enumerate(_HEAD):
-        table.add_column(heading, justify="left" if place < _TEXTS else "right", no_wrap=place != _TEXTS - 1)
-    for line in lines:
-        table.add_row(*map(Text, line))
+    spare = ("tau there", "tau here", "published on", "alpha there", "alpha here")
+    table = Fitted(HEADING, _HEAD, lines, words=_TEXTS, spare=spare)
     return Group(table, *(Text(note) for note in notes(results)))
 
 

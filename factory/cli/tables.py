@@ -50,16 +50,15 @@ def facts(artifact: Artifact) -> dict[str, Any]:
 def show(artifacts: Sequence[Artifact]) -> None:
     """One table of all, on stdout."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(caption=f"c in bytes; at best: the most that bytes allow at alpha {ALPHA:.2f}")
-    table.add_column("drafter", overflow="fold")
-    for head in ("layers", "ffn", "heads", "bits", "M parameters", "MB", "c", "at best", "held-out overlap"):
-        table.add_column(head, justify="right")
+    from factory.fitting import Fitted
+
+    heads = ["drafter", "layers", "ffn", "heads", "bits", "M parameters", "MB", "c", "at best", "held-out overlap"]
+    rows = []
     for artifact in artifacts:
         row = facts(artifact)
         overlap = row["held_out_overlap"]
-        table.add_row(
+        cells = [
             row["name"],
             str(row["layers"]),
             str(row["ffn"]),
@@ -70,7 +69,10 @@ def show(artifacts: Sequence[Artifact]) -> None:
             f"{row['cost_ratio']:.3f}",
             f"{row['forecast_speedup']:.2f}x",
             f"{overlap[0]:.3f} -> {overlap[1]:.3f}" if overlap else "",
-        )
+        ]
+        rows.append(cells)
+    caption = f"c in bytes; at best: the most that bytes allow at alpha {ALPHA:.2f}"
+    table = Fitted(None, heads, rows, spare=("heads", "ffn", "bits", "MB", "M parameters"), caption=caption)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
