@@ -191,6 +191,9 @@ def load_plan(source: str | Path | Mapping[str, Any] | None) -> EvalPlan:
 
 
 def _of(document: Document) -> EvalPlan:
+    if "stages" in document.data:
+        mark, name = document.mark(("stages",)), document.name
+        raise RecipeError(f"{mark}: a recipe, where a plan of an evaluation is wanted: `factory build {name}` takes it")
     plan = validate(document, EvalPlan)
     plan._document = document
     return plan

@@ -31,6 +31,7 @@ from factory.evidence import Row, best_row
 from factory.files.atomic import write_atomically
 from factory.files.disk import disk_errors
 from factory.files.json_reading import NotJsonError, read_json
+from factory.files.nearby import meant
 from factory.models.placement import WHOLE, Placement
 from factory.progress import Progress, bytes_shown, silent, step
 from factory.provenance import sha256_file, sha256_text
@@ -66,8 +67,11 @@ class Artifact:
         if folder.is_file():
             raise ArtifactError(f"{folder}: a file; name the drafter's folder, which `factory ls` lists")
         if not folder.is_dir():
-            raise ArtifactError(f"{folder}: no such folder; `factory ls` lists artifacts")
+            raise ArtifactError(f"{folder}: no such folder{meant(folder)}; `factory ls` lists artifacts")
         if not path.is_file():
+            if within := sorted(folder.glob("*/manifest.json")):
+                names = ", ".join(str(one.parent) for one in within[:4])
+                raise ArtifactError(f"{folder}: holds artifacts and is none itself; name one: {names}")
             raise ArtifactError(
                 f"{folder}: no manifest.json, so not a finished artifact; run its `factory build` again"
             )
@@ -317,7 +321,8 @@ def artifact_folders(folder: str | Path) -> list[Path]:
     if folder.is_file():
         raise ArtifactError(f"{folder}: a file; name a drafter's folder, or one that holds some")
     if not folder.is_dir():
-        raise ArtifactError(f"{folder}: no such folder; `factory build RECIPE --out {folder}` makes one")
+        made = meant(folder) or f"; `factory build RECIPE --out {folder}` makes one"
+        raise ArtifactError(f"{folder}: no such folder{made}")
     if (folder / "manifest.json").is_file():
         return [folder]
     return [path.parent for path in sorted(folder.glob("*/manifest.json"))]

@@ -7,7 +7,7 @@ from typing import Any
 
 from factory.errors import RecipeError
 from factory.files.documents import read
-from factory.wording import count, device, size
+from factory.wording import count, hardware_words, size
 
 
 def draw(
@@ -154,7 +154,7 @@ def measured(evals: list[dict[str, Any]], name: str) -> list[str]:
     return [
         *lines,
         "",
-        f"{device(hardware)}; {target['dtype']}, reader {target['reader']}, batch {batch}; prompts: {suites}. "
+        f"{hardware_words(hardware)}; {target['dtype']}, reader {target['reader']}, batch {batch}; prompts: {suites}. "
         "The forecast is at the measured alpha.",
         "",
         f"Of all that took part: {last['verdict']['reason']}",
@@ -229,8 +229,8 @@ def _made_with(certificate: dict[str, Any]) -> str:
         for suite in certificate["suites"]
     )
     return (
-        f"Prompts: {suites}; seed {certificate['seed']}; {device(hardware)}; torch {versions['torch']}, transformers "
-        f"{versions['transformers']}; drafter-factory {versions['drafter-factory']}."
+        f"Prompts: {suites}; seed {certificate['seed']}; {hardware_words(hardware)}; torch {versions['torch']}, "
+        f"transformers {versions['transformers']}; drafter-factory {versions['drafter-factory']}."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 
 def count(parameters: float) -> str:
@@ -31,8 +32,8 @@ def seconds(of_seconds: float) -> str:
     return f"{1000 * of_seconds:.2f} ms"
 
 
-def device(hardware: Mapping[str, object]) -> str:
-    """What decides the speed on a machine whose facts these are: the GPU, or the CPU with its threads."""
+def hardware_words(hardware: Mapping[str, Any]) -> str:
+    """What decides the speed, of a record's `hardware`: the GPU, or the CPU with its threads."""
     threads = hardware.get("threads")
     return str(hardware.get("gpu") or f"{hardware.get('cpu')}, {threads} thread{'' if threads == 1 else 's'}")
 

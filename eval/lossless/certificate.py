@@ -7,7 +7,6 @@ from dataclasses import fields
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from eval.lossless.law import Fit, holm
@@ -15,6 +14,7 @@ from eval.measurement import K
 from eval.parity import Audit
 from factory.card import certified
 from factory.decoding.sampling import Sampling
+from factory.fitting import Fitted
 
 SCHEMA_VERSION = 1
 LEAST_PROMPTS = 200  # distinct ones that greedy parity is checked on
@@ -100,17 +100,14 @@ def _who(k: K | None) -> str:
 def terminal(certificate: Facts) -> Group:
     """A table of what was found for each k, and what it comes to."""
     served = certificate["served"]
-    table = Table(title=f"{certificate['artifact']}: losslessness", title_style="bold")
-    table.add_column("")
-    for name in ("float64 outputs equal", f"{served['dtype']} equal", "near-ties", "bound"):
-        table.add_column(name, justify="right")
-    for name in ("tests of the law", "smallest p, Holm", "largest TV", "exact draws'", "plain decoding's"):
-        table.add_column(name, justify="right")
+    heads = ["", "float64 outputs equal", f"{served['dtype']} equal", "near-ties", "bound"]
+    heads += ["tests of the law", "smallest p, Holm", "largest TV", "exact draws'", "plain decoding's"]
+    rows = []
     for k in (None, *certificate["ks"]):
         audited = next(row for row in served["rows"] if row["k"] == k)
         tests = [row for row in certificate["sampling"]["rows"] if row["k"] == k]
         widest = max(tests, key=lambda row: float(row["total_variation"]), default=None)
-        table.add_row(
+        cells = [
             _who(k),
             _equal([row for row in certificate["float64"]["rows"] if row["k"] == k]) or "not run",
             _equal([audited]),
@@ -122,7 +119,10 @@ def terminal(certificate: Facts) -> Group:
                 f"{widest[key]:.3f}" if widest else ""
                 for key in ("total_variation", "total_variation_expected", "plain_total_variation")
             ),
-        )
+        ]
+        rows.append(cells)
+    spare = ("plain decoding's", "exact draws'", "largest TV", "bound", "tests of the law")
+    table = Fitted(f"{certificate['artifact']}: losslessness", heads, rows, spare=spare)
     return Group(table, *(Text(line) for line in certified(certificate)))
 
 

@@ -32,7 +32,7 @@ from eval.report.tables import (
     training_table,
 )
 from factory.card import certified
-from factory.wording import device
+from factory.wording import hardware_words
 
 Certificate = dict[str, Any]
 
@@ -72,7 +72,7 @@ def report(results: Results, mapped: dict[str, Any] | None, certificates: Sequen
 def map_report(found: dict[str, Any]) -> str:
     """The page of a folder that holds a map and no evaluation."""
     title = f"Where drafting pays for {found['target']['model']}"
-    setting = f"{device(found['hardware'])} · {found['dtype']} · reader {found['reader']}"
+    setting = f"{hardware_words(found['hardware'])} · {found['dtype']} · reader {found['reader']}"
     opening = f"""<section id="verdict" class="verdict map"><p class="eyebrow">Break-even map</p>
 <h1>{escape(title)}</h1><p class="hardware">{escape(setting)}</p>
 <p class="reason">No evaluation lies beside this map.</p></section>

@@ -10,7 +10,7 @@ from eval.report.charts.field import Results, chosen_from, confirmed, high, loss
 from eval.report.drawing.plane import Plane, speedup_ticks
 from eval.report.drawing.svg import box, drawing, group, line, si, symbol, text
 from eval.verdict.rows import Row, drafter_name, same_output
-from factory.wording import device
+from factory.wording import hardware_words
 
 WIDTH, HEIGHT = 330.0, 96.0
 
@@ -24,7 +24,7 @@ def headline(results: Results) -> str:
     return f"""<section id="verdict" class="verdict {"won" if won else "none"}">
 <p class="eyebrow">Verdict</p>
 <h1>{sentence}</h1>
-<p class="hardware"><b>{escape(device(results["hardware"]))}</b><br>{escape(setting(results))}</p>
+<p class="hardware"><b>{escape(hardware_words(results["hardware"]))}</b><br>{escape(setting(results))}</p>
 {drawn}
 <p class="reason">{escape(verdict["reason"])}</p>
 {_listed("warnings", verdict.get("warnings"))}{_listed("notes", results.get("notes"))}

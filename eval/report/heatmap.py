@@ -7,13 +7,13 @@ from html import escape
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from eval.report.drawing.chart import Chart
 from eval.report.drawing.svg import box, drawing, spot, text
 from eval.report.tables import table
 from eval.verdict.rows import drafter_name, interval, mode
+from factory.fitting import Fitted
 
 CELL_WIDTH, CELL_HEIGHT, LEFT, TOP, FOOT = 78, 42, 150, 22, 8
 DEEPEST = 0.62  # opacity of a cell that is twice, or half, as fast
@@ -90,21 +90,19 @@ def _cell(left: float, top: float, best: Figures, words: str) -> str:
 
 def map_table(found: Figures) -> Group:
     """The map and its rules for the terminal: a line for each drafter, temperature and context, a column a batch."""
-    shown = Table(title="speedup over the target alone, and the best k", title_justify="left", pad_edge=False)
-    for heading in ("drafter", "T", "context"):
-        shown.add_column(heading, no_wrap=heading != "drafter")
-    for batch in found["batches"]:
-        shown.add_column(f"batch {batch}", justify="right", no_wrap=True)
+    heads = ["drafter", "T", "context", *(f"batch {batch}" for batch in found["batches"])]
     lines: dict[tuple[str, float, int], list[str]] = {}
     for cell, best in _bests(found):
         key = (drafter_name(best), cell["temperature"], cell["context"])
         lines.setdefault(key, []).append(f"{interval(best)} {'k=' + str(best['k']) if best['pays'] else 'off'}")
+    rows: list[list[str] | None] = []
     previous = None
     for (name, temperature, context), cells in lines.items():
         if previous not in (None, name):
-            shown.add_section()
+            rows.append(None)
         previous = name
-        shown.add_row(*map(Text, [name, f"{temperature:g}", str(context), *cells]))
+        rows.append([name, f"{temperature:g}", str(context), *cells])
+    shown = Fitted("speedup over the target alone, and the best k", heads, rows, words=3)
     rules = [Text(one["rule"], style="bold") for one in found["drafters"]]
     return Group(shown, Text(found["words"]), Text(), *rules)
 

@@ -12,7 +12,6 @@ from math import isfinite
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from eval.measurement import CONFIRM
@@ -20,11 +19,13 @@ from eval.report.tables import table
 from eval.verdict.rows import Row, interval
 from factory.artifact import Artifact
 from factory.evidence import rows_at
-from factory.wording import device
+from factory.fitting import Fitted
+from factory.wording import hardware_words
 
 HEADING = "Published, and measured here"
 _FIGURES = ("speedup", "speedup_low", "speedup_high", "alpha")
-_HEAD = ("drafter", "k", "prompts", "published on", "speedup there", "here", "alpha there", "here", "tau there", "here")
+_FIGURED = tuple(f"{figure} {place}" for figure in ("speedup", "alpha", "tau") for place in ("there", "here"))
+_HEAD = ("drafter", "k", "prompts", "published on", *_FIGURED)
 _TEXTS = 4  # columns of words
 
 
@@ -41,8 +42,9 @@ def published_figures(artifacts: Sequence[Artifact], results: dict[str, Any]) ->
             theirs = one.get("hardware")
             if not isinstance(theirs, dict):
                 continue
-            if (path.name in pulled["evals"]) if pulled else (device(theirs) != device(results["hardware"])):
-                newest[device(theirs)] = one
+            device = hardware_words(theirs)
+            if (path.name in pulled["evals"]) if pulled else (device != hardware_words(results["hardware"])):
+                newest[device] = one
         origin = {key: pulled[key] if pulled else None for key in ("repository", "commit")}
         for where, one in newest.items():
             setting = {"device": where, "dtype": _text(one, "target", "dtype"), "suites": _suites(one)}
@@ -68,11 +70,8 @@ def published_table(results: dict[str, Any]) -> Group | None:
     lines = list(_lines(results))
     if not lines:
         return None
-    table = Table(title=HEADING, title_justify="left", pad_edge=False)
-    for place, heading in enumerate(_HEAD):
-        table.add_column(heading, justify="left" if place < _TEXTS else "right", no_wrap=place != _TEXTS - 1)
-    for line in lines:
-        table.add_row(*map(Text, line))
+    spare = ("tau there", "tau here", "published on", "alpha there", "alpha here")
+    table = Fitted(HEADING, _HEAD, lines, words=_TEXTS, spare=spare)
     return Group(table, *(Text(note) for note in notes(results)))
 
 
@@ -88,7 +87,7 @@ def compared(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 def notes(results: dict[str, Any]) -> list[str]:
     """Where it was published, what this machine is, and what else differs between the two."""
-    here = f"Here: {device(results['hardware'])}, {results['target']['dtype']}."
+    here = f"Here: {hardware_words(results['hardware'])}, {results['target']['dtype']}."
     said = dict.fromkeys([here])
     for one in results.get("published") or []:
         if one["repository"]:
@@ -142,10 +141,7 @@ def _figures(results: dict[str, Any], name: str, row: Row) -> Row:
 
 
 def _number(value: Any) -> float | None:
-    try:
-        return float(value) if isinstance(value, int | float) and isfinite(value) else None
-    except OverflowError:  # a whole number of hundreds of digits
-        return None
+    return float(value) if isinstance(value, int | float) and isfinite(value) else None
 
 
 def _text(record: dict[str, Any], *keys: str) -> str | None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from eval.measurement import CONFIRM, Cell
@@ -25,6 +24,7 @@ from factory.artifact import Artifact
 from factory.errors import ArtifactError, DataError
 from factory.files.atomic import write_atomically
 from factory.files.json_reading import NotJsonError, read_json
+from factory.fitting import Fitted
 
 RESULTS, TOKENS, MAP, REPORT, PLOTS = "results.json", "tokens.jsonl", "map.json", "report.html", "plots"
 
@@ -155,38 +155,25 @@ def _certificates(results: dict[str, Any], out: Path) -> list[dict[str, Any]]:
 
 def terminal_table(results: dict[str, Any]) -> Group:
     """The report's table and the verdict, for rich."""
-    table = Table(title="speedup over the target alone, 95 % interval", title_justify="left", pad_edge=False)
     batches = len({row["batch"] for row in results["rows"]}) > 1
-    for heading in ("drafter", "suite", "T", *(["batch"] if batches else []), "k"):
-        table.add_column(heading, no_wrap=heading != "drafter")
-    for heading in (
-        "speedup",
-        "same output",
-        "alpha",
-        "tau",
-        "overlap",
-        "tok/s",
-        "draft ms",
-        "verify ms",
-        "repetition",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
+    heads = ["drafter", "suite", "T", *(["batch"] if batches else []), "k", "speedup", "same output", "alpha", "tau"]
+    heads += ["overlap", "tok/s", "draft ms", "verify ms", "repetition"]
+    lines: list[list[str] | None] = []
     previous = None
     for row in results["rows"]:
         group = (row["prompt_set"], row["suite"], row["temperature"], row["batch"])
         if previous not in (None, group):
-            table.add_section()
+            lines.append(None)
         previous = group
         suite = row["suite"] + (" (fresh)" if row["prompt_set"] == CONFIRM else "")
         cells = [drafter_name(row), suite, f"{row['temperature']:g}", *([str(row["batch"])] if batches else [])]
         cells += [k_words(row), interval(row)]
         cells += [same_output(row), _cell(row["alpha"]), _cell(row["tau"]), _cell(row["overlap"])]
-        cells += [
-            _cell(row["tokens_per_s"], "{:.0f}"),
-            _milliseconds(row["t_draft_s"]),
-            _milliseconds(row["t_verify_s"]),
-        ]
-        table.add_row(*map(Text, [*cells, _cell(row["repetition"], "{:.0%}")]))
+        cells += [_cell(row["tokens_per_s"], "{:.0f}"), _milliseconds(row["t_draft_s"])]
+        lines.append([*cells, _milliseconds(row["t_verify_s"]), _cell(row["repetition"], "{:.0%}")])
+    spare = ("repetition", "overlap", "verify ms", "draft ms", "tau", "tok/s", "alpha")
+    words = heads.index("speedup")
+    table = Fitted("speedup over the target alone, 95 % interval", heads, lines, words=words, spare=spare)
     notes = [Text(note) for note in results.get("notes", [])]
     return Group(table, *notes, Text(), Text(results["verdict"]["reason"], style="bold"))
 

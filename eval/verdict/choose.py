@@ -220,11 +220,13 @@ def _refusal(standing: Sequence[Candidate], first: Sequence[Candidate]) -> str:
 
 
 def _cause(best: Candidate) -> str:
-    """Acceptance too low, or drafting too dear: from the measured cost of a round and the i.i.d. model."""
+    """Prefills too dear, acceptance too low, or drafting too dear: from the cost of a round and the i.i.d. model."""
     k, cost, alpha = best.arm.fixed_k, best.round_cost, best.alpha
     if cost is None or alpha is None:
         return "too little was proposed"
     bargain = f"a round brings {best.round_tokens:.2f} tokens for {cost:.2f} steps of the target"
+    if best.round_tokens is not None and best.round_tokens > cost:  # these are of decoding, the speedup of the whole
+        return f"what rounds gain is lost outside of them, as in prefills: {bargain}"
     if best.arm.drafter != MODEL:
         return f"the text repeats itself too little: {bargain}"
     bargain += f", {best.draft_cost:.2f} of them drafting"

@@ -12,6 +12,7 @@ import typer
 from factory.cli.completion import devices, recipe_files
 from factory.cli.shell import JsonOption, QuietOption, SetOption, TargetOption, VerboseOption, app, reported
 from factory.errors import FactoryError
+from factory.files.nearby import meant
 from factory.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ def _recipe_files(arguments: list[str]) -> Iterator[tuple[Path, str]]:
             pattern = path.relative_to(path.anchor)
             files = sorted(file for file in Path(path.anchor).glob(str(pattern)) if file.is_file())
         if not files:
-            yield path, f"{argument}: no recipe there; name .yaml files, or folders that hold some"
+            close = "" if path.is_dir() else meant(path, folder=False)
+            found = "no such file" if close else "no recipe there"
+            yield path, f"{argument}: {found}{close or '; name .yaml files, or folders that hold some'}"
         yield from ((file, "") for file in files if file not in seen)
         seen.update(files)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,7 +30,7 @@ def init(
         names = [path.relative_to(folder).as_posix() for path in written]
         typer.echo(json.dumps({"folder": str(folder), "written": names, "unchanged": len(same)}))
     else:
-        typer.echo(f"next: {' && '.join((f'cd {folder}', *steps))}")
+        typer.echo(f"next: {' && '.join((f'cd {shlex.quote(str(folder))}', *steps))}")
 
 
 @app.command()

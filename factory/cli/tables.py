@@ -58,16 +58,14 @@ def console() -> Console:
 
 def show(artifacts: Sequence[Artifact]) -> None:
     """One table of all, on stdout."""
-    from rich.table import Table
+    from factory.fitting import Fitted
 
-    table = Table(caption=f"c in bytes; at best: the most that bytes allow at alpha {ALPHA:.2f}")
-    table.add_column("drafter", overflow="fold")
-    for head in ("layers", "ffn", "heads", "bits", "M parameters", "MB", "c", "at best", "held-out overlap"):
-        table.add_column(head, justify="right")
+    heads = ["drafter", "layers", "ffn", "heads", "bits", "M parameters", "MB", "c", "at best", "held-out overlap"]
+    rows = []
     for artifact in artifacts:
         row = facts(artifact)
         overlap = row["held_out_overlap"]
-        table.add_row(
+        cells = [
             row["name"],
             str(row["layers"]),
             str(row["ffn"]),
@@ -78,7 +76,10 @@ def show(artifacts: Sequence[Artifact]) -> None:
             f"{row['cost_ratio']:.3f}",
             f"{row['forecast_speedup']:.2f}x",
             f"{overlap[0]:.3f} -> {overlap[1]:.3f}" if overlap else "",
-        )
+        ]
+        rows.append(cells)
+    caption = f"c in bytes; at best: the most that bytes allow at alpha {ALPHA:.2f}"
+    table = Fitted(None, heads, rows, spare=("heads", "ffn", "bits", "MB", "M parameters"), caption=caption)
     console().print(table)
 
 

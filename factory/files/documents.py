@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from factory.errors import RecipeError
 from factory.files.faults import did_you_mean, explained, kind_of, shown
+from factory.files.nearby import meant
 from factory.files.yaml12 import KeyPath, Parsed, dump
 from factory.wording import visible
 
@@ -106,7 +107,7 @@ def _bytes(path: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise RecipeError(f"{name}: no such file; name one that is there") from None
+        raise RecipeError(f"{name}: no such file{meant(path, folder=False) or '; name one that is there'}") from None
     except IsADirectoryError:
         raise RecipeError(f"{name}: a folder; name one .yaml file") from None
     except OSError as error:

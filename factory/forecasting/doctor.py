@@ -16,7 +16,7 @@ from factory.forecasting.gauge import measured
 from factory.forecasting.profile import DeviceProfile
 from factory.hub import hub_access
 from factory.progress import Progress, silent, step
-from factory.wording import size
+from factory.wording import hardware_words, size
 
 PACKAGES = (
     "torch",
@@ -49,7 +49,7 @@ class Examination:
     def lines(self) -> list[str]:
         """For the terminal."""
         facts, profile = self.hardware, self.profile
-        device = facts.get("gpu") or f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads"
+        device = hardware_words({**facts, "cpu": f"{facts['cpu']}, {facts['cores']} cores"})
         rates = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in profile.peak_flop_per_s.items())
         few = [
             f"{dtype} {', '.join(f'{rate / 1e9:,.0f} GFLOP/s at {rows}' for rows, rate in points)}"

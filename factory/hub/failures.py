@@ -17,7 +17,8 @@ from typing import Any
 
 from factory.errors import FactoryError, ModelError
 from factory.files.disk import FULL, DiskError
-from factory.hub.names import Asked, meant
+from factory.files.nearby import meant
+from factory.hub.names import Asked
 
 _NOT_FOUND_HERE = {"LocalEntryNotFoundError", "RevisionResolutionError"}  # what is wrong is their cause
 _UNREACHED = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
@@ -149,7 +150,7 @@ def _offline(asked: Asked) -> str:
     part = "only a part of it is" if asked.partly else "it is not"
     return (
         f"{name} is set, and {part} in this machine's cache; unset it, or download it where there is a network: "
-        f"`{asked.command}`"
+        f"`{asked.command}`{meant(asked.repository)}"
     )
 
 
@@ -159,7 +160,8 @@ def _unreached(asked: Asked) -> str:
     if asked.writes:
         return mend
     part = "only a part of it is" if asked.partly else "it is not"
-    return f"{part} in this machine's cache: {mend}, or download it where there is one: `{asked.command}`"
+    download = f"or download it where there is one: `{asked.command}`"
+    return f"{part} in this machine's cache: {mend}, {download}{meant(asked.repository)}"
 
 
 def _gated(asked: Asked, page: str) -> str:

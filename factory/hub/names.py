@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from factory.errors import FactoryError, ModelError
+from factory.files.nearby import meant
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,6 @@ def require_hub_name(text: str, raises: type[FactoryError] = ModelError, what: s
             f"{text}: neither a folder here nor a name that the Hub could have; a {what} there is called user/name, "
             "in letters, digits, `-`, `_` and `.`"
         ) from None
-
-
-def meant(text: str) -> str:
-    """`; did you mean x?` where a folder with a similar name lies there; else nothing."""
-    path = Path(text).expanduser()
-    try:
-        beside = [each.name for each in path.parent.iterdir() if each.is_dir()]
-    except OSError:
-        return ""
-    close = difflib.get_close_matches(path.name, beside, n=1)
-    return f"; did you mean the folder {Path(text).parent / close[0]}?" if close else ""
 
 
 def _like_a_path(text: str) -> bool:

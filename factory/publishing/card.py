@@ -19,7 +19,7 @@ from factory.publishing.metadata import metadata, suite_words
 from factory.publishing.origin import Origin
 from factory.publishing.places import places
 from factory.publishing.running import Recommended, how_to_run
-from factory.wording import device, size
+from factory.wording import hardware_words, size
 
 _HOW = (
     "Speedup is wall time from prompt in to last token out, plain decoding over speculative, both in one engine and in "
@@ -116,8 +116,8 @@ def _verdict(standing: Standing) -> list[str]:
 
 
 def _hardware(standing: Standing) -> str:
-    hardware, target = standing.results["hardware"], standing.results["target"]
-    return f"{device(hardware)}, {target['dtype']}, batch {standing.row.get('batch') or 1}"
+    dtype = standing.results["target"]["dtype"]
+    return f"{hardware_words(standing.results['hardware'])}, {dtype}, batch {standing.row.get('batch') or 1}"
 
 
 def _what(artifact: Artifact, origin: Origin, shown: str) -> list[str]:
@@ -125,7 +125,11 @@ def _what(artifact: Artifact, origin: Origin, shown: str) -> list[str]:
     shape, target = made["shape"], made["target_shape"]
     here = (
         "A small model that proposes tokens for speculative decoding: the target checks them in one pass and keeps "
-        "those that it would have written itself. It is made of the target's own weights, and has its tokenizer."
+        "those that it would have written itself. "
+    ) + (
+        "Its shape was cut out of the target's, its weights were drawn anew, and it has the target's tokenizer."
+        if any(fact["kind"] == "fresh" for fact in made["facts"])
+        else "It is made of the target's own weights, and has its tokenizer."
     )
     unnamed = (
         f"The target, `{shown}`, is a folder of the publisher's and has no name on the Hub, so the metadata names no "

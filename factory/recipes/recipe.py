@@ -190,6 +190,11 @@ def load(
     """
     path = Path("recipe") if isinstance(source, Mapping) else source
     document = given(source, path.name) if isinstance(source, Mapping) else read(source)
+    if "stages" not in document.data and "ks" in document.data:
+        raise RecipeError(
+            f"{document.mark(('ks',))}: a plan of an evaluation, where a recipe is wanted: "
+            f"`factory eval ARTIFACTS --plan {document.name}` takes it"
+        )
     if target is not None:
         document = _with_target(document, target)
     document = override(document, overrides)

@@ -153,6 +153,14 @@ def test_none_faster_because_rounds_are_too_dear() -> None:
     assert "even with alpha 1 would bring no more than 3:" in verdict(candidates(cell), [], [0.0])["reason"]
 
 
+def test_rounds_that_pay_are_not_blamed_where_the_rest_costs_more() -> None:
+    # Of 1.1 s the prefill is 0.9 s: four rounds of three tokens in 0.2 s, where a step alone takes 0.075 s.
+    runs = [[Timed((i,), output(i, 1.1).generations, 1.1, 0.9, 0.05, 0.1, 0.01) for i in range(10)]]
+    cell = Cell(Arm(None, PROMPT_LOOKUP, 3), "s", 0.0, CHOOSE, runs, lossless=True)
+    reason = verdict(candidates(cell), [], [0.0])["reason"]
+    assert "what rounds gain is lost outside of them, as in prefills: a round brings 3.00 tokens for 0.67" in reason
+
+
 def test_where_not_even_prompt_lookup_pays_the_best_drafter_is_named_too() -> None:
     slow = drafted("a", 3, [2.0] * 10)
     found = candidates(slow, drafted(None, 4, [1.25] * 10))
