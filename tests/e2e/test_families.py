@@ -135,5 +135,5 @@ def test_the_target_is_not_loaded_where_nothing_runs_it(tiny_target: Callable[..
     )
     said: list[str] = []
     (made,) = build(load(path), tmp_path / "out", lambda _d, _t, what: said.append(what))
-    assert said == []
+    assert said and "loading the target" not in said
     assert isinstance(made, Artifact) and made.manifest["shape"]["ffn"] == 16
