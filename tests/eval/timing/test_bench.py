@@ -253,7 +253,7 @@ def stub(tmp_path: Path) -> Callable[..., Artifact]:
         target = {"model": "m", "path": None, "revision": None, "identity": identity, "parameters": 10}
         facts = {"dtype": "float32", "parameters": 5, "bytes_on_disk": 20, "shape": SHAPE, "target_shape": SHAPE}
         chain = ["first"] if raw else ["first", f"{name} trained"]
-        made = {"name": name, "raw": raw, "target": target, "digest": chain[-1], "chain": chain, **facts}
+        made = {"name": name, "raw": raw, "target": target, "digest": chain[-1], "chain": chain, "facts": [], **facts}
         return write_manifest(folder, made)
 
     return make
