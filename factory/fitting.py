@@ -65,9 +65,12 @@ class Fitted:
     def _table(self, places: Sequence[int]) -> Table:
         table = Table(title=self.title, title_justify="left", pad_edge=False)
         for place in places:
-            justify = "left" if place < self.words else "right"
-            overflow = "fold" if place == 0 else "ellipsis"
-            table.add_column(self.heads[place], justify=justify, no_wrap=place > 0, overflow=overflow)
+            table.add_column(
+                self.heads[place],
+                justify="left" if place < self.words else "right",
+                no_wrap=place > 0,
+                overflow="fold" if place == 0 else "ellipsis",
+            )
         for row in self.rows:
             if row is None:
                 table.add_section()
