@@ -133,7 +133,7 @@ def _missing(loaded: Loaded) -> NoConfig | None:
 
 def _lines(path: Path, candidates: list[Loaded], forecasts: list[Forecast | None], whole: bool) -> Iterator[str]:
     """What check says of a sound recipe; where it is the only file, the `whole` forecast of its first candidate."""
-    from factory.forecasting.estimate import WITHOUT_CONFIG
+    from factory.forecasting.estimate import WITHOUT_CONFIG, WITHOUT_TARGET
     from factory.recipes.recipe import MOST_CANDIDATES
 
     first, forecast = candidates[0], forecasts[0]
@@ -146,7 +146,8 @@ def _lines(path: Path, candidates: list[Loaded], forecasts: list[Forecast | None
     if len(candidates) < first.candidates:
         count += "; every value was checked once, with the others at their first"
     if forecast is None:
-        yield f"ok     {path}: {name}: {stages}{count}; {WITHOUT_CONFIG}"
+        lacking = WITHOUT_CONFIG if first.recipe.target.model else WITHOUT_TARGET
+        yield f"ok     {path}: {name}: {stages}{count}; {lacking}"
         missing = _missing(first)
         if missing is not None:
             yield f"    {missing.reason}"

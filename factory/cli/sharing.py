@@ -113,7 +113,8 @@ def pull(
 
     with shown_progress(quiet) as progress:
         pulled = pull_drafter(repository, out, progress, revision)
-    folder, came = pulled.artifact.folder, f"{pulled.evaluations} {'' if pulled.new else 'new '}evaluations"
+    folder, some = pulled.artifact.folder, "evaluation" if pulled.evaluations == 1 else "evaluations"
+    came = f"{pulled.evaluations} {'' if pulled.new else 'new '}{some}"
     what = "pulled" if pulled.new else "it was here already"
     typer.echo(f"{what}: {folder}, {pulled.repository} at commit {pulled.commit[:12]}, and {came}")
     typer.echo(f"all {len(pulled.artifact.manifest['files'])} files are what its manifest says")

@@ -37,6 +37,7 @@ from factory.wording import count, seconds, size
 WITHOUT_CONFIG = (
     "no forecast without the target's config.json; give `target: {config: FILE}`, or a target that lies on this machine"
 )
+WITHOUT_TARGET = "no forecast without a target; name one with `--target MODEL_OR_FOLDER`"
 VERIFIED = 4  # the k whose verification is shown
 
 

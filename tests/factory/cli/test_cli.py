@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from factory import __version__, cli, interrupts
 from factory.cli import shell
 from factory.errors import DataError
-from factory.forecasting.estimate import WITHOUT_CONFIG
+from factory.forecasting.estimate import WITHOUT_TARGET
 from factory.stages import Distill
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -171,7 +171,7 @@ def test_check_reads_folders_and_patterns_once_and_tells_all_faults(
     code, out, err = factory("check", "all/*.yaml", "all", "gone.yaml", "all/**/c.*")
     assert code == 2
     assert out.splitlines() == [
-        f"ok     all/a.yaml: x: drop_layers; {WITHOUT_CONFIG}",
+        f"ok     all/a.yaml: x: drop_layers; {WITHOUT_TARGET}",
         "wrong  all/b.yaml",
         "wrong  all/deep/c.yml",
         "wrong  gone.yaml",
