@@ -193,8 +193,9 @@ class Artifact:
 
     def eval_files(self) -> dict[Path, dict[str, Any]]:
         """Those evaluations by the files that hold them, in that order: what was measured here has the last word."""
-        digest, found = self.manifest_digest(), {}
-        for path in (self.folder / "evals").glob("*.json"):
+        files, found = list((self.folder / "evals").glob("*.json")), {}
+        digest = self.manifest_digest() if files else ""
+        for path in files:
             with contextlib.suppress(NotJsonError):  # a damaged record is no measurement
                 result = read_json(path)
                 if isinstance(result, dict) and result.get("manifest_sha256") == digest:

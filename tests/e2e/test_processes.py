@@ -179,7 +179,7 @@ def test_killed_in_the_middle_all_end_and_the_same_command_goes_on(
     # What two began, one can end; only its sums are made in another order.
     first: list[int] = []
     build(load(recipe), alone, lambda done, _total, what: first.append(done) if "distilling" in what else None)
-    assert first[0] > 5
+    assert first[0] >= 5
     assert facts(alone)["losses"] == pytest.approx(facts(undisturbed)["losses"], rel=1e-3)
 
 

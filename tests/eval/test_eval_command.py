@@ -19,7 +19,7 @@ def refused(built: Artifact, tmp_path: Path) -> Callable[..., str]:
     out = tmp_path / "out"
 
     def run(*options: object, folder: Path = built.folder) -> str:
-        command = ["eval", folder, "--plan", "smoke", "--out", out, *options]
+        command = ["eval", folder, "--quiet", "--plan", "smoke", "--out", out, *options]
         result = CliRunner().invoke(cli.app, [str(part) for part in command])
         assert result.exit_code == 2, result.output
         assert "Traceback" not in result.output and result.stdout == ""
