@@ -141,7 +141,10 @@ def _figures(results: dict[str, Any], name: str, row: Row) -> Row:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and isfinite(value) else None
+    try:
+        return float(value) if isinstance(value, int | float) and isfinite(value) else None
+    except OverflowError:  # a whole number of hundreds of digits, which JSON allows
+        return None
 
 
 def _text(record: dict[str, Any], *keys: str) -> str | None:

@@ -20,6 +20,7 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(DOCS / "benchmarks"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")  # a script would turn it on for this whole process
     (tmp_path / "folder").mkdir()
     (tmp_path / "empty.json").write_text("")
     (tmp_path / "cut.json").write_text('{"a": [\n')

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import re
 import runpy
 import shlex
@@ -24,6 +25,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import typer
 from typer.testing import CliRunner
@@ -192,7 +194,9 @@ def _script_here(words: list[str], only_parse: bool = False) -> Outcome:
     if only_parse:
         argparse.ArgumentParser.parse_args = stop  # type: ignore[assignment]
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        # A script may turn Triton's interpreter on, which would be on for all that this process does behind it.
+        held = patch.dict(os.environ, TRITON_INTERPRET="0")
+        with held, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             runpy.run_path(words[0], run_name="__main__")
     except Parsed:
         pass

@@ -284,8 +284,9 @@ def test_what_cannot_be_certified_is_refused_before_the_work(
 def as_if_made_from(target: Path, artifact: Artifact) -> Artifact:
     """Put together by hand: the manifest names another target."""
     manifest = json.loads((artifact.folder / "manifest.json").read_text())
-    manifest["target"] |= {"path": str(target), "identity": model_identity(target)}
+    manifest["target"] |= {"identity": model_identity(target)}
     (artifact.folder / "manifest.json").write_text(json.dumps(manifest))
+    artifact.write_target_folder(target)
     (artifact.folder.with_name("tiny--raw") / "manifest.json").unlink()
     return Artifact.open(artifact.folder)
 
