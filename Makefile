@@ -31,10 +31,9 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/python recipes/demo/run.py
 
-# A process for each core, up to four: each holds torch and a test's models, 2 GB at most. A file's tests stay together,
-# and files come by name: else the longest may be last, with one process at work.
+# A process for each core, up to four: each holds torch and a test's models, 2 GB at most. A file's tests stay together.
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .
