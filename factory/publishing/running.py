@@ -1,7 +1,8 @@
 """How a published drafter is run: with transformers, vLLM, SGLang, llama.cpp, and here.
 
 The flags are those that these programs documented in November 2026: vLLM's `draft_model` method, SGLang's STANDALONE
-algorithm (k steps of one token each, so that k + 1 tokens are verified), llama.cpp's `draft-simple`.
+algorithm (k steps of one token each, so that k + 1 tokens are verified); llama.cpp's `draft-simple` is known from
+quotations of its help alone.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ def how_to_run(it: Recommended) -> list[str]:
         "```",
         "",
         *_llama_cpp(name, k, stored),
-        "The flags of vLLM, SGLang and llama.cpp are from their documents of November 2026. This drafter was not run "
-        "with them" + (", nor its GPTQ weights with their kernels" if stored["format"] == "gptq" else "") + ".",
+        "The flags of vLLM and SGLang are from their documents of November 2026, those of llama.cpp from what others "
+        "quote of its help. This drafter was not run with them"
+        + (", nor its GPTQ weights with their kernels" if stored["format"] == "gptq" else "")
+        + ".",
         "",
         "drafter-factory, which made and measured it:",
         "",

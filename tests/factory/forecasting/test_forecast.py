@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from round_figures import DEVICE, small
 
 from factory.anatomy.families import shape_from_config
 from factory.anatomy.shapes import Shape
@@ -18,7 +19,6 @@ from factory.forecasting.forecast import (
     served,
     step_seconds,
 )
-from factory.forecasting.profile import DeviceProfile
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 
@@ -26,31 +26,11 @@ RECIPES = Path(__file__).parents[3] / "recipes"
 CONFIGS = RECIPES / "configs"
 
 
-# A device of round figures: reading 1000 bytes/s, 10,000 FLOP/s, 0.5 s of host time a layer.
-DEVICE = DeviceProfile("round", "cuda", False, "this test", 10**9, None, 1e3, {"float32": 1e4, "bfloat16": 1e4})
-
-
 EAGER = replace(DEVICE, layer_overhead_s=0.5, step_overhead_s=0.25)
 
 
 def shape_of(config: str) -> Shape:
     return shape_from_config(json.loads((CONFIGS / f"{config}.json").read_text()))
-
-
-def small(layers: int = 4) -> Shape:
-    """Per layer 4 * 16 * 16 + 3 * 16 * 32 = 2,560 weights of matrices; the head 100 * 16 = 1,600."""
-    config = {
-        "model_type": "llama",
-        "num_hidden_layers": layers,
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "vocab_size": 100,
-        "max_position_embeddings": 64,
-    }
-    shape = shape_from_config(config)
-    assert shape.layer_parameters == 2_560 and shape.bits == 32
-    return shape
 
 
 @pytest.mark.parametrize(
